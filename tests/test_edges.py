@@ -1,0 +1,112 @@
+"""Boundary targets on shapes whose boundary is known, and on masks that are no masks."""
+
+import doctest
+
+import cv2
+import numpy as np
+import pytest
+
+from ultraseg_lib import edges
+from ultraseg_lib.edges import boundary_target, boundary_targets
+
+METHODS = sorted(edges.METHODS)
+
+
+def square(size: int = 64, start: int = 20, stop: int = 40) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    mask[start:stop, start:stop] = True
+    return mask
+
+
+def test_docstring_examples_hold():
+    assert doctest.testmod(edges).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "left", "right"),
+    [
+        ("canny", [17, 18, 19, 20, 21], [37, 38, 39, 40, 41]),
+        ("morphological", [18, 19, 20, 21], [38, 39, 40, 41]),
+    ],
+)
+def test_band_lies_on_both_sides_of_the_edge(method, left, right):
+    row = boundary_target(square(), method)[30]
+    np.testing.assert_array_equal(np.flatnonzero(row), left + right)
+
+
+def test_canny_is_the_papers_recipe():
+    mask = square().astype(np.uint8) * 255
+    ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    expected = cv2.dilate(cv2.Canny(mask, 30, 90), ellipse) // 255
+    np.testing.assert_array_equal(boundary_target(mask), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_two_methods_have_comparable_area_on_a_disc(method):
+    disc = cv2.circle(np.zeros((256, 256), np.uint8), (128, 128), 60, 255, -1)
+    circumference = 2 * np.pi * 60
+    assert 4 <= boundary_target(disc, method).sum() / circumference <= 5.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bool_and_uint8_masks_agree_and_give_uint8_of_0_and_1(method):
+    mask = square()
+    from_bool = boundary_target(mask, method)
+    np.testing.assert_array_equal(from_bool, boundary_target(mask.astype(np.uint8) * 255, method))
+    assert from_bool.dtype == np.uint8
+    assert set(np.unique(from_bool)) == {0, 1}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_and_full_masks_have_no_boundary(method):
+    assert not boundary_target(np.zeros((32, 32), bool), method).any()
+    assert not boundary_target(np.ones((32, 32), bool), method).any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_polyp_cut_by_the_frame_has_no_boundary_along_the_frame(method):
+    mask = np.zeros((64, 64), bool)
+    mask[:, :30] = True
+    target = boundary_target(mask, method)
+    assert target[:, 28:32].all()
+    assert not target[:, :20].any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_pixel_gets_a_boundary(method):
+    mask = np.zeros((32, 32), bool)
+    mask[16, 16] = True
+    assert boundary_target(mask, method)[16, 16] == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stack_is_its_masks_one_by_one(method):
+    masks = np.stack([square(), square(start=5, stop=60), np.zeros((64, 64), bool)])
+    single = [boundary_target(mask, method) for mask in masks]
+    np.testing.assert_array_equal(boundary_targets(masks, method), single)
+    assert boundary_targets(masks[:0], method).shape == (0, 64, 64)
+
+
+def test_views_that_are_not_contiguous_work():
+    view = (square().astype(np.uint8) * 255)[::-1, ::2]
+    np.testing.assert_array_equal(boundary_target(view), boundary_target(view.copy()))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((8, 8), np.uint8), "values from 1 to 1"),
+        (np.zeros((8, 8), np.float32), "float32"),
+        (np.zeros((8, 8, 3), bool), r"\(8, 8, 3\)"),
+    ],
+)
+def test_what_is_no_mask_is_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        boundary_target(mask)
+
+
+def test_an_unknown_method_and_a_single_mask_in_place_of_a_stack_are_refused():
+    with pytest.raises(ValueError, match="unknown method 'sobel'"):
+        boundary_target(square(), "sobel")
+    with pytest.raises(ValueError, match=r"expected \(N, H, W\)"):
+        boundary_targets(square())

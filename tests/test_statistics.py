@@ -1,0 +1,133 @@
+"""Intervals and tests against scipy, simulated coverage, and examples worked by hand."""
+
+import doctest
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ultraseg_lib import statistics
+from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
+
+
+def scores(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).beta(4, 1, shape)
+
+
+def test_docstring_examples_hold():
+    assert doctest.testmod(statistics).failed == 0
+
+
+def test_interval_over_images_agrees_with_scipy():
+    values = scores(300)
+    ours = bootstrap_interval(values, resamples=9999)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
+    assert ours.mean == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=2e-3)
+
+
+def test_interval_over_images_covers_the_true_mean_as_often_as_it_says():
+    intervals = [bootstrap_interval(scores(100, seed=i), resamples=500) for i in range(300)]
+    covered = np.mean([low <= 0.8 <= high for _, low, high in intervals])
+    assert 0.91 <= covered <= 0.98
+
+
+def test_one_seed_is_the_same_as_no_seed_axis():
+    values = scores(50)
+    assert bootstrap_interval(values) == bootstrap_interval(values[None])
+
+
+def test_repeating_a_run_does_not_make_the_interval_narrower():
+    """Three equal runs are still one set of test images."""
+    values = scores(100)
+    once, thrice = (bootstrap_interval(v, resamples=9999) for v in (values, [values] * 3))
+    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.05)
+
+
+def test_seeds_that_differ_make_the_interval_wider():
+    values = scores(100)
+    runs = values + np.array([[-0.1], [0.0], [0.1]])
+    once, spread = bootstrap_interval(values), bootstrap_interval(runs)
+    assert spread.mean == pytest.approx(once.mean)
+    assert spread.high - spread.low > 2 * (once.high - once.low)
+
+
+def test_a_higher_level_is_wider_and_a_constant_has_no_width():
+    values = scores(60)
+    narrow, wide = (bootstrap_interval(values, level) for level in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert bootstrap_interval(np.full(20, 0.5)) == pytest.approx((0.5, 0.5, 0.5))
+    assert bootstrap_interval([0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_results_are_the_same_on_each_call_and_change_with_the_seed():
+    values = scores(40)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([], "shape"), (np.zeros((2, 2, 2)), "shape"), ([0.5, np.nan], "NaN"), ([np.inf], "NaN")],
+)
+def test_values_that_cannot_be_averaged_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values)
+
+
+def test_paired_test_is_exact_for_few_images():
+    """Six differences of one sign: 2 of the 64 sign patterns are as far from 0."""
+    b = scores(6)
+    assert paired_test(b + 0.1, b).p_value == pytest.approx(2 / 64)
+
+
+def test_paired_test_agrees_with_the_t_test_where_that_is_valid():
+    rng = np.random.default_rng(0)
+    b = rng.normal(0.7, 0.1, 200)
+    a = b + rng.normal(0.01, 0.1, 200)
+    assert paired_test(a, b).p_value == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
+
+
+def test_paired_test_finds_a_small_steady_gain_that_unpaired_intervals_hide():
+    b = scores(200)
+    a = b + np.random.default_rng(1).normal(0.01, 0.02, 200)
+    assert bootstrap_interval(a).low < bootstrap_interval(b).high
+    test = paired_test(a, b)
+    assert test.p_value < 0.001
+    assert 0 < test.low < test.mean < test.high
+
+
+def test_paired_test_of_equal_models_gives_1_and_swapping_changes_the_sign():
+    a, b = scores(30), scores(30, seed=1)
+    assert paired_test(a, a) == (0, 0, 0, 1)
+    there, back = paired_test(a, b), paired_test(b, a)
+    assert there.mean == pytest.approx(-back.mean)
+    assert there.p_value == pytest.approx(back.p_value, abs=0.02)
+
+
+def test_paired_test_averages_seeds_image_by_image():
+    a, b = scores(3, 30), scores(3, 30, seed=1)
+    assert paired_test(a, b).p_value == paired_test(a.mean(0), b.mean(0)).p_value
+    with pytest.raises(ValueError, match="same images"):
+        paired_test(a, b[:, :20])
+
+
+def test_holm_worked_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.5, 0.9, 0.5]), [1, 1, 1])
+    np.testing.assert_allclose(holm([0.02]), [0.02])
+    assert holm([]).shape == (0,)
+
+
+def test_holm_lies_between_no_correction_and_bonferroni():
+    p = np.random.default_rng(0).random(20) ** 3
+    corrected = holm(p)
+    assert (corrected >= p).all()
+    assert (corrected <= np.minimum(20 * p, 1)).all()
+    np.testing.assert_array_equal(np.argsort(p)[:3], np.argsort(corrected, kind="stable")[:3])
+
+
+@pytest.mark.parametrize("p_values", [[0.1, 1.2], [-0.1], [np.nan], [[0.1]]])
+def test_holm_refuses_what_is_no_list_of_p_values(p_values):
+    with pytest.raises(ValueError, match="p-values"):
+        holm(p_values)

@@ -1,0 +1,169 @@
+"""The command line: ``python -m ultraseg_lib check | data | models | study | run``."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ultraseg_lib.study import Profile, Run
+
+
+def _list_of(kind: type) -> Callable[[str], tuple]:
+    """Return an argparse type that reads ``a,b,c``."""
+
+    def parse(text: str) -> tuple:
+        return tuple(kind(word) for word in text.split(",") if word)
+
+    parse.__name__ = f"comma-separated {kind.__name__}"
+    return parse
+
+
+def _add_grid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", help="demo (default), lite or full")
+    parser.add_argument("--models", type=_list_of(str), help="model names, comma-separated")
+    parser.add_argument("--datasets", type=_list_of(str), help="dataset names, comma-separated")
+    parser.add_argument("--seeds", type=_list_of(int), help="seeds, comma-separated")
+    parser.add_argument("--epochs", type=int, help="epochs of every run")
+    parser.add_argument("--recipe", type=_list_of(str), dest="recipes", help="paper, strong")
+    parser.add_argument("--protocol", type=_list_of(str), dest="protocols", help="clean, released")
+    parser.add_argument("--jobs", type=int, help="runs side by side (default: one a core)")
+    parser.add_argument("--force", action="store_true", help="do finished runs anew")
+
+
+def _profile(args: argparse.Namespace) -> "Profile":
+    from ultraseg_lib.study import load_profile
+
+    names = ("models", "datasets", "seeds", "epochs", "recipes", "protocols")
+    return load_profile(args.profile, **{name: getattr(args, name) for name in names})
+
+
+def command_check(args: argparse.Namespace) -> int:
+    """Print OK or the fix for each thing the study needs; 1 if anything needs one."""
+    from ultraseg_lib.check import check
+
+    findings = check()
+    for finding in findings:
+        print(f"{'FIX' if finding.fix else 'OK ':<4}{finding.subject:<18}{finding.found}", end="")
+        print(f"\n      -> {finding.fix}" if finding.fix else "")
+    return int(any(finding.fix for finding in findings))
+
+
+def command_data(args: argparse.Namespace) -> int:
+    """List the datasets that are there, and those that are missing with their official page."""
+    from ultraseg_lib.data import catalog, find_datasets
+    from ultraseg_lib.paths import data_dir
+
+    found = find_datasets(data_dir())
+    for name, entry in catalog().items():
+        if name in found:
+            dataset = found[name]
+            print(f"{name:<14} {len(dataset.table):>5} pairs  {dataset.folder}")
+            for folder in dataset.passed_over:
+                print(f"{'':<14} {'':>5} passed over (less complete): {folder}")
+        elif entry["page"]:
+            print(f"{name:<14}     - missing; get it from {entry['page']}")
+    return 0
+
+
+def command_models(args: argparse.Namespace) -> int:
+    """Print the complexity of every model under both counts."""
+    from ultraseg_lib.models.complexity import complexity_table
+
+    table = complexity_table(args.models)
+    print(table.to_json(orient="records") if args.json else table.to_string(index=False))
+    return 0
+
+
+def _train(profile: "Profile", runs: list["Run"], jobs: int | None) -> dict[str, str]:
+    """Say what is done and what will run, then run it; report failures on the way out."""
+    from ultraseg_lib.study import run_study
+
+    missing = [run for run in runs if not run.is_complete]
+    print(f"study {profile.name}: {len(runs)} runs, {len(runs) - len(missing)} done", flush=True)
+    for run in missing:
+        print(f"  to run: {run.run_id}", flush=True)
+    failures = run_study(profile, runs, jobs)
+    for run_id, reason in failures.items():
+        print(f"failed: {run_id}: {reason}", file=sys.stderr)
+    return failures
+
+
+def _forget(runs: list["Run"]) -> None:
+    """Remove the results of these runs, so that they are done anew."""
+    for run in runs:
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def command_study(args: argparse.Namespace) -> int:
+    """Train and score what the ledger lacks."""
+    from ultraseg_lib.study import plan_runs
+
+    profile = _profile(args)
+    runs = [run for run in plan_runs(profile) if args.only in (None, run.run_id)]
+    if not runs:
+        raise ValueError(f"--only: {args.only!r} is not a run of this grid")
+    if args.force:
+        _forget(runs)
+    return int(bool(_train(profile, runs, args.jobs)))
+
+
+def command_run(args: argparse.Namespace) -> int:
+    """Train what the chosen notebooks need, run them by papermill, print a summary."""
+    from ultraseg_lib import notebooks
+    from ultraseg_lib.study import plan_runs
+
+    profile = _profile(args)
+    chosen = notebooks.find_notebooks(args.only, args.start)
+    plan = notebooks.plan_executions(chosen, profile)
+    runs = plan_runs(profile) if notebooks.need_runs(chosen) else []
+    if args.force:
+        _forget(runs)
+    unfinished = _train(profile, runs, args.jobs) if runs else {}
+    minutes, failures = notebooks.run_notebooks(plan, profile)
+    print(notebooks.summary(minutes, failures, profile))
+    return int(bool(unfinished or failures))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ultraseg_lib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        added.set_defaults(command=command)
+        return added
+
+    add("check", command_check)
+    add("data", command_data)
+    models = add("models", command_models)
+    models.add_argument("--models", type=_list_of(str), help="only these, comma-separated")
+    models.add_argument("--json", action="store_true", help="for programs")
+    study = add("study", command_study)
+    study.add_argument("--only", metavar="RUN_ID", help="one run of the grid")
+    run = add("run", command_run)
+    run.add_argument("--only", metavar="NN", help="one notebook, by its number")
+    run.add_argument("--from", dest="start", metavar="NN", help="this notebook and those after it")
+    for each in (study, run):
+        _add_grid(each)
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Do one command; bad input gives one line on standard error and exit status 2."""
+    args = _parser().parse_args(words)
+    try:
+        return args.command(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "stopped; what was done is kept, the same command goes on from there", file=sys.stderr
+        )
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What the study needs of a machine: each thing is OK, or comes with its fix."""
+
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from ultraseg_lib.paths import ROOT, data_dir, outputs_dir
+
+FREE_DISK_GB = 2
+
+
+class Finding(NamedTuple):
+    """One line of the check: what was looked at, what was found, and the fix ('' if all is well)."""
+
+    subject: str
+    found: str
+    fix: str = ""
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    fix = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer, then ./run_all.sh"
+    return Finding("Python", found, fix)
+
+
+def pinned_versions() -> dict[str, str]:
+    """Return the core dependencies of ``pyproject.toml``: package -> pinned version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return dict(line.split("==") for line in project["dependencies"])
+
+
+def _package(name: str, wanted: str) -> Finding:
+    try:
+        found = version(name).split("+")[0]  # 2.13.0+cpu is 2.13.0 built for the CPU
+    except PackageNotFoundError:
+        found = "missing"
+    fix = "" if found == wanted else f"want {wanted}: delete .venv, then ./run_all.sh"
+    return Finding(name, found, fix)
+
+
+def _opencv() -> Finding:
+    try:
+        import cv2  # needs system libraries that a bare machine may lack
+    except ImportError as error:
+        return Finding("OpenCV", str(error), "install libgl1 and libglib2.0-0 (Debian, Ubuntu)")
+    return Finding("OpenCV", f"loads ({cv2.__version__})")
+
+
+def _kernel() -> Finding:
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    found = "python3" in KernelSpecManager().find_kernel_specs()
+    fix = "" if found else "python -m ipykernel install --sys-prefix"
+    return Finding("Jupyter kernel", "python3" if found else "missing", fix)
+
+
+def _outputs() -> Finding:
+    folder = outputs_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        return Finding(
+            "outputs", f"{folder} is read-only", "set ULTRASEG_OUTPUTS to another folder"
+        )
+    free = shutil.disk_usage(folder).free / 1e9
+    fix = "" if free > FREE_DISK_GB else f"free {FREE_DISK_GB} GB, or set ULTRASEG_OUTPUTS"
+    return Finding("outputs", f"{folder}, {free:.0f} GB free", fix)
+
+
+def _data() -> Finding:
+    from ultraseg_lib.data import find_datasets
+
+    folder = data_dir()
+    if not folder.is_dir():
+        return Finding("real data", f"none at {folder} (the demo needs none; see data/README.md)")
+    try:
+        found = [f"{name} {len(dataset.table)}" for name, dataset in find_datasets(folder).items()]
+    except ValueError as error:
+        return Finding("real data", "a file is wrong", str(error))
+    return Finding("real data", ", ".join(found) or f"none below {folder} (the demo needs none)")
+
+
+def check() -> list[Finding]:
+    """Look at Python, packages, OpenCV's libraries, the kernel, disk and data; change nothing."""
+    packages = [_package(name, wanted) for name, wanted in pinned_versions().items()]
+    looks: tuple[Callable[[], Finding], ...] = (_opencv, _kernel, _outputs, _data)
+    return [_python(), *packages, *(look() for look in looks)]

@@ -1,0 +1,65 @@
+"""Datasets: ``load_dataset(name, ...)`` goes from a name to frames with their split."""
+
+from pathlib import Path
+
+from ultraseg_lib.data.layouts import (
+    DataError,
+    FoundDataset,
+    catalog,
+    check_dataset_name,
+    find_dataset,
+    find_datasets,
+    read_table,
+)
+from ultraseg_lib.data.loading import Frames, join_frames, load_frames
+from ultraseg_lib.data.splits import add_split, split_hash
+from ultraseg_lib.data.synthetic import write_dataset
+from ultraseg_lib.paths import data_dir, outputs_dir
+
+__all__ = [
+    "DataError",
+    "FoundDataset",
+    "Frames",
+    "catalog",
+    "check_dataset_name",
+    "find_dataset",
+    "find_datasets",
+    "join_frames",
+    "load_dataset",
+    "load_frames",
+    "load_generated",
+    "split_hash",
+]
+
+
+def _generated_folder(size: int, count: int, seed: int) -> Path:
+    return outputs_dir("generated") / f"synthetic-{size}-{count}-{seed}"
+
+
+def load_generated(size: int, count: int, seed: int) -> Frames:
+    """Return ``count`` generated frames at ``size`` pixels with their split, making them once."""
+    folder = _generated_folder(size, count, seed)
+    if not (folder / "table.csv").exists():
+        write_dataset(folder, count=count, size=size, seed=seed)
+    table = add_split(read_table(folder / "table.csv", "synthetic"), "synthetic")
+    return load_frames(table, size)
+
+
+def load_dataset(name: str, size: int, scheme: str = "random") -> Frames:
+    """Return the frames of one real dataset at ``size`` pixels with their split.
+
+    Looks below ``paths.data_dir()``. Raises FileNotFoundError, with the way to get it, where the
+    dataset is not there, and DataError where a file in it is wrong.
+    """
+    root = data_dir()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data folder {root} not found; pass --data DIR or set ULTRASEG_DATA"
+        )
+    found = find_dataset(name, root)
+    if found is None:
+        entry = catalog()[name]
+        raise FileNotFoundError(
+            f"{entry['title']} not found below {root}; get it from {entry['page']} and unpack it there"
+        )
+    return load_frames(add_split(found.table, name, scheme), size)

@@ -1,0 +1,101 @@
+"""Random changes to training frames: the paper's two, and a stronger set by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far each random change may go; the defaults change nothing.
+
+    ``small_angle`` and ``any_angle_share``: degrees either way, and how often any angle is drawn
+    instead. ``scale``: lowest and highest zoom. ``shift``: pixels at 256. ``brightness``,
+    ``contrast``, ``colour``: relative half-widths.
+    """
+
+    small_angle: float = 0.0
+    any_angle_share: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    flip_vertical: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    colour: float = 0.0
+    border: int = cv2.BORDER_CONSTANT
+
+
+AUGMENTATIONS = {
+    # Section 4.1 and the released code: rotation within ±10 degrees, horizontal flip.
+    "paper": Augmentation(small_angle=10),
+    "strong": Augmentation(
+        small_angle=15,
+        any_angle_share=0.5,
+        scale=(0.8, 1.3),
+        shift=20,
+        flip_vertical=True,
+        brightness=0.15,
+        contrast=0.25,
+        colour=0.1,
+        border=cv2.BORDER_REFLECT_101,
+    ),
+}
+
+
+def _geometry(setting: Augmentation, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a random (2, 3) affine matrix: rotation, zoom, shift and flips about the centre."""
+    angle = rng.uniform(-setting.small_angle, setting.small_angle)
+    if rng.random() < setting.any_angle_share:
+        angle = rng.uniform(-180, 180)
+    middle = (size - 1) / 2
+    matrix = cv2.getRotationMatrix2D((middle, middle), angle, rng.uniform(*setting.scale))
+    matrix[:, 2] += rng.uniform(-1, 1, 2) * setting.shift * size / 256
+    flips = (rng.random() < 0.5, rng.random() < 0.5 and setting.flip_vertical)
+    for axis, flipped in enumerate(flips):  # x' = (size - 1) - x
+        if flipped:
+            matrix[axis] = -matrix[axis]
+            matrix[axis, 2] += size - 1
+    return matrix
+
+
+def _colour(image: np.ndarray, setting: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """Change contrast, brightness and colour balance: three lookup tables, one a channel."""
+    contrast = 1 + rng.uniform(-setting.contrast, setting.contrast)
+    brightness = 255 * rng.uniform(-setting.brightness, setting.brightness)
+    gains = 1 + rng.uniform(-setting.colour, setting.colour, 3)
+    middle = float(image.mean())
+    levels = np.arange(256)[:, None]
+    table = ((levels - middle) * contrast + middle) * gains + brightness
+    return cv2.LUT(image, table.clip(0, 255).astype(np.uint8).reshape(1, 256, 3))
+
+
+def _augment_one(
+    image: np.ndarray, mask: np.ndarray, setting: Augmentation, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Augment one (S, S, 3) image and its (S, S) mask by the same geometry."""
+    size = len(image)
+    warp: Callable[..., np.ndarray] = cv2.warpAffine
+    matrix = _geometry(setting, size, rng)
+    options = {"dsize": (size, size), "borderMode": setting.border}
+    image = warp(image, matrix, flags=cv2.INTER_LINEAR, **options)
+    mask = warp(mask, matrix, flags=cv2.INTER_NEAREST, **options)
+    if setting.brightness or setting.contrast or setting.colour:
+        image = _colour(image, setting, rng)
+    return image, mask
+
+
+def augment(
+    images: np.ndarray, masks: np.ndarray, name: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Augment a batch: images (B, S, S, 3) uint8, masks (B, S, S) uint8 of 0 and 255.
+
+    Images are interpolated linearly, masks by the nearest pixel, so masks stay binary. Raises
+    ValueError for an unknown ``name``.
+    """
+    if name not in AUGMENTATIONS:
+        raise ValueError(f"augmentation: unknown name {name!r}; choose from {list(AUGMENTATIONS)}")
+    setting = AUGMENTATIONS[name]
+    pairs = [_augment_one(*pair, setting, rng) for pair in zip(images, masks, strict=True)]
+    return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])

@@ -1,0 +1,175 @@
+"""From files to batches: decode once into a cache, augment, make boundary targets.
+
+A cache is two uint8 arrays on disk, opened as memory maps; it is keyed by the files it was made from.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ultraseg_lib import edges
+from ultraseg_lib.data.augmentation import augment
+from ultraseg_lib.data.layouts import DataError
+from ultraseg_lib.paths import outputs_dir, whole_folder
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read one image as (H, W, 3) uint8 RGB; raise DataError for a file that cannot be decoded."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"{path}: missing or not a readable image; replace it by a fresh copy")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_mask(path: str | Path) -> tuple[np.ndarray, bool]:
+    """Read one mask as (H, W) uint8 of 0 and 255, and whether the file held other values too.
+
+    Colour masks count as polyp where any channel exceeds 127; JPEG noise falls to one side.
+    """
+    mask = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if mask is None:
+        raise DataError(f"{path}: missing or not a readable mask; replace it by a fresh copy")
+    brightest = mask.max(axis=2)
+    binary = np.where(brightest > 127, np.uint8(255), np.uint8(0))
+    return binary, not np.array_equal(binary, brightest)
+
+
+def read_pair(
+    image: str | Path, mask: str | Path, size: int
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Read one image and its mask, squashed to (size, size) as the paper does (section 4.1).
+
+    Returns image (size, size, 3) uint8, mask (size, size) uint8 of 0 and 255, and whether the mask
+    file was not binary. Raises DataError where the two differ in size.
+    """
+    pixels = read_image(image)
+    binary, was_grey = read_mask(mask)
+    if pixels.shape[:2] != binary.shape:
+        raise DataError(
+            f"{mask}: mask is {binary.shape[1]}×{binary.shape[0]}, its image"
+            f" {pixels.shape[1]}×{pixels.shape[0]} ({image}); both must have one size"
+        )
+    small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    return small, cv2.resize(binary, (size, size), interpolation=cv2.INTER_NEAREST), was_grey
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Decoded frames: images (N, S, S, 3) uint8 RGB, masks (N, S, S) uint8 of 0 and 255, table (N rows)."""
+
+    images: np.ndarray
+    masks: np.ndarray
+    table: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def select(self, rows: np.ndarray) -> "Frames":
+        """Return the frames where the boolean array ``rows`` of length N is true."""
+        table = self.table[rows].reset_index(drop=True)
+        return Frames(self.images[rows], self.masks[rows], table)
+
+    def part(self, *names: str) -> "Frames":
+        """Return the frames of the named parts of the split ("train", "val", "test")."""
+        return self.select(self.table["part"].isin(names).to_numpy())
+
+
+def join_frames(frames: list[Frames]) -> Frames:
+    """Put several sets of frames of one size behind one another."""
+    return Frames(
+        np.concatenate([each.images for each in frames]),
+        np.concatenate([each.masks for each in frames]),
+        pd.concat([each.table for each in frames], ignore_index=True),
+    )
+
+
+def _cache_key(table: pd.DataFrame, size: int) -> str:
+    """Return a hash over names, sizes and times of every file, so that a changed file is seen."""
+    digest = hashlib.sha256(f"v1 {size}".encode())
+    for path in [*table["image"], *table["mask"]]:
+        try:
+            stat = Path(path).stat()
+        except FileNotFoundError:
+            raise DataError(f"{path}: file not found; restore it and try again") from None
+        digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _fill_cache(table: pd.DataFrame, size: int, folder: Path) -> None:
+    """Decode every pair of ``table`` into ``folder``; say once how many masks were not binary."""
+    shape = (len(table), size, size)
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3))
+    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
+    grey = 0
+    pairs = zip(table["image"], table["mask"], strict=True)
+    name = table["dataset"].iloc[0]
+    for row, pair in enumerate(
+        tqdm(pairs, f"decode {name}", len(table), disable=None, leave=False)
+    ):
+        images[row], masks[row], was_grey = read_pair(*pair, size)
+        grey += was_grey
+    if grey:
+        warnings.warn(
+            f"{name}: {grey} of {len(table)} masks hold values other than 0 and 255 (JPEG noise,"
+            " colours); thresholded at 127",
+            stacklevel=2,
+        )
+
+
+def load_frames(table: pd.DataFrame, size: int) -> Frames:
+    """Return the frames of one dataset's ``table`` at ``size`` pixels, decoding them once.
+
+    The cache stands in ``outputs/cache`` and is made anew when a file changes. Raises DataError for a
+    file that is missing, broken or of the wrong size; nothing half-made stays.
+    """
+    name = table["dataset"].iloc[0]
+    folder = outputs_dir("cache") / f"{name}-{size}-{_cache_key(table, size)}"
+    if not folder.exists():
+        with whole_folder(folder) as temporary:
+            _fill_cache(table, size, temporary)
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    return Frames(images, np.load(folder / "masks.npy", mmap_mode="r"), table)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch: image (B, 3, S, S) in [0, 1]; mask and boundary (B, 1, S, S) of 0 and 1."""
+
+    image: Tensor
+    mask: Tensor
+    boundary: Tensor
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Turn (B, H, W, 3) uint8 into (B, 3, H, W) float32 in [0, 1], channels last in memory."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
+
+
+def to_batch(images: np.ndarray, masks: np.ndarray, edge_method: str = "canny") -> Batch:
+    """Turn uint8 images (B, S, S, 3) and masks (B, S, S) into tensors with their boundary targets."""
+    boundary = edges.boundary_targets(masks, method=edge_method)
+    binary = torch.from_numpy((masks > 0).astype(np.float32))
+    return Batch(to_tensor(images), binary[:, None], torch.from_numpy(boundary).float()[:, None])
+
+
+def training_batches(
+    frames: Frames, batch_size: int, augmentation: str, seed: int, epoch: int
+) -> Iterator[Batch]:
+    """Yield one epoch of shuffled, augmented batches; the last may be smaller.
+
+    Order and augmentation follow from ``seed`` and ``epoch`` alone, so a resumed run sees the same.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(frames))
+    for start in range(0, len(order), batch_size):
+        rows = np.sort(order[start : start + batch_size])
+        yield to_batch(*augment(frames.images[rows], frames.masks[rows], augmentation, rng))

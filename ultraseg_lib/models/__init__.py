@@ -1,0 +1,132 @@
+"""Every architecture of the paper, by name.
+
+model = create_model("ultraseg_130k")
+prediction = model(image)  # image (N, 3, H, W) in [0, 1]; prediction.logits (N, 1, H, W)
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .egeunet import EGEUNet
+from .fastscnn import FastSCNN
+from .layers import Prediction
+from .lbunet import LBUNet
+from .mobileunet import MobileUNet
+from .ultraseg import UltraSeg
+from .unet import UNet
+
+__all__ = ["MODELS", "ModelInfo", "Prediction", "create_model", "model_names", "to_one_logit"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One row of the registry.
+
+    `title` is the paper's name, `build` the class, `options` its arguments for this row, and
+    `paper_out_channels` the width of the head with which the paper counted the row (Table 1).
+    """
+
+    name: str
+    title: str
+    build: Callable[..., nn.Module]
+    options: dict[str, Any] = field(default_factory=dict)
+    paper_out_channels: int = 1
+
+    @property
+    def stride(self) -> int:
+        """Images must have a height and a width that are multiples of this."""
+        return self.build.stride
+
+
+# UltraSeg without the two attentions of section 3.3, and with a constant EDB weight.
+PLAIN = {"agf": False, "ssa": False, "edb_weight": "fixed"}
+
+# The ST row of Table 5 was never released. This is a reconstruction: LB-UNet's block in place of
+# the EDBs, LB-UNet's fusion, no 96-channel bottleneck. It has the row's 0.060 M and 0.185 G.
+RECONSTRUCTED_ST = {**PLAIN, "edb": "none", "fusion": "fixed", "channels": (8, 16, 48, 64)}
+
+_ROWS = (
+    ModelInfo("ultraseg_108k_st", "UltraSeg-108K (ST)", UltraSeg, RECONSTRUCTED_ST),
+    ModelInfo("ultraseg_108k", "UltraSeg-108K", UltraSeg, PLAIN),
+    ModelInfo("ultraseg_130k", "UltraSeg-130K", UltraSeg),
+    ModelInfo("ultraseg_500k", "UltraSeg-500K", UltraSeg, {"channels": (16, 32, 96, 128, 192)}),
+    ModelInfo("ultraseg_1m11", "UltraSeg-1.11M", UltraSeg, {"channels": (24, 48, 144, 192, 288)}),
+    ModelInfo("ultraseg_4m38", "UltraSeg-4.38M", UltraSeg, {"channels": (48, 96, 288, 384, 576)}),
+    ModelInfo("lbunet", "LB-UNet", LBUNet),
+    ModelInfo("egeunet", "EGE-UNet", EGEUNet),
+    ModelInfo("unet_tiny", "UNet-Tiny", UNet, {"channels": (8, 16, 32, 64, 128)}, 4),
+    ModelInfo("unet_small", "UNet-Small", UNet, {"channels": (16, 32, 64, 128, 256)}, 4),
+    ModelInfo("unet_light", "UNet-Light", UNet, {"channels": (24, 48, 96, 192, 384)}, 4),
+    ModelInfo("unet_medium", "UNet-Medium", UNet, {"channels": (32, 64, 128, 256, 512)}, 4),
+    ModelInfo(
+        "unet_base",
+        "UNet-Base",
+        UNet,
+        {"channels": (64, 128, 256, 512, 1024), "separable": False},
+        4,
+    ),
+    ModelInfo("mobileunet", "MobileUNet", MobileUNet),
+    ModelInfo("fastscnn", "FastSCNN", FastSCNN),
+)
+MODELS: dict[str, ModelInfo] = {row.name: row for row in _ROWS}
+
+
+def model_names() -> list[str]:
+    """The names that `create_model` takes, UltraSeg first."""
+    return list(MODELS)
+
+
+def create_model(
+    name: str, out_channels: int = 1, weights: str | Path | None = None, **variants: Any
+) -> nn.Module:
+    """Build a model in training mode, its weights drawn from torch's random state.
+
+    `out_channels` is the width of the main head; `weights` a .safetensors file, loaded strictly;
+    `variants` are arguments of the model's class (see `UltraSeg`) that replace the row's own.
+    Raises ValueError for an unknown name or value, TypeError for an unknown variant, RuntimeError
+    for weights of another architecture.
+    """
+    info = _find(name)
+    _check_variants(info, variants)
+    model = info.build(out_channels=out_channels, **{**info.options, **variants})
+    if weights is not None:
+        model.load_state_dict(load_file(weights))
+    return model
+
+
+def _find(name: str) -> ModelInfo:
+    if name in MODELS:
+        return MODELS[name]
+    close = get_close_matches(str(name), MODELS)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(f"name={name!r} is no model.{hint} Choose one of: {', '.join(MODELS)}")
+
+
+def _check_variants(info: ModelInfo, variants: dict[str, Any]) -> None:
+    known = set(inspect.signature(info.build).parameters) - {"out_channels"}
+    unknown = sorted(set(variants) - known)
+    if unknown:
+        takes = ", ".join(sorted(known)) or "no variant"
+        raise TypeError(f"{info.name} has no variant {', '.join(unknown)}; it takes {takes}")
+
+
+def to_one_logit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn the weights of a two-channel head (background, polyp) into those of a one-logit head.
+
+    The difference of the channels is the logit of the softmax's polyp probability. Returns a new
+    state; raises ValueError when the head has another width or is not a 1x1 convolution.
+    """
+    weight, bias = state["head.weight"], state["head.bias"]
+    if weight.shape[0] != 2 or weight.shape[2:] != (1, 1):
+        raise ValueError(
+            f"head.weight has the shape {tuple(weight.shape)}: only a 1x1 convolution with two "
+            "output channels (background, polyp) can become one logit"
+        )
+    return {**state, "head.weight": weight[1:] - weight[:1], "head.bias": bias[1:] - bias[:1]}

@@ -1,0 +1,161 @@
+"""How large and how expensive each model is, by our count and by the paper's (Table 1).
+
+The paper counts with `thop`, which sees modules, not tensors: it misses bare parameters (the maps
+of the GSA), GroupNorm and channel norms, and adds some element-wise operations. Here are both its
+convention, in a few lines, and the full counts.
+"""
+
+from collections.abc import Iterable
+
+import pandas as pd
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pathlib import Path
+
+PAPER = Path(__file__).parents[2] / "data" / "paper"
+
+from . import MODELS, create_model
+
+COLUMNS = (
+    "name",
+    "parameters",
+    "paper_convention_params",
+    "paper_params",
+    "macs",
+    "paper_convention_flops",
+    "paper_flops",
+    "checkpoint_size",
+    "receptive_field",
+)
+SIZE = 256  # every count is of one image of 256 x 256, as in Table 1
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of trainable values of the model, bare parameters included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, size: int = SIZE) -> int:
+    """Multiply-adds of convolutions and products for one image (1, 3, size, size), torch's count."""
+    with FlopCounterMode(display=False) as counter:
+        _infer(model, size)
+    return counter.get_total_flops() // 2
+
+
+def count_as_paper(model: nn.Module, size: int = SIZE) -> tuple[int, int]:
+    """Parameters and FLOPs of one image (1, 3, size, size) as `thop` counts them (Table 1)."""
+    operations: list[int] = []
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        operations.append(_operations_as_paper(module, inputs[0], output))
+
+    seen = [module for module in model.modules() if isinstance(module, _SEEN)]
+    handles = [module.register_forward_hook(hook) for module in seen]
+    _infer(model, size)
+    for handle in handles:
+        handle.remove()
+    return sum(count_parameters(module) for module in seen), sum(operations)
+
+
+_SEEN = (*CONVOLUTIONS, nn.BatchNorm2d, nn.Softmax, nn.AvgPool2d)
+
+
+def _operations_as_paper(module: nn.Module, feature: Tensor, output: Tensor) -> int:
+    if isinstance(module, CONVOLUTIONS):  # a transposed one comes out stride**2 times too large
+        kernel_area = module.weight[0, 0].numel()
+        return output.numel() * module.in_channels // module.groups * kernel_area
+    if isinstance(module, nn.BatchNorm2d):  # subtract, divide, multiply, add
+        return 4 * feature.numel()
+    if isinstance(module, nn.Softmax):  # n exponentials, n - 1 additions, n divisions
+        classes = feature.shape[module.dim]
+        return feature.numel() // classes * (3 * classes - 1)
+    return output.numel()  # an average pool: one division a value
+
+
+def _infer(model: nn.Module, size: int) -> None:
+    device = next(model.parameters()).device
+    training = model.training
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, size, size, device=device))
+    model.train(training)
+
+
+def influence_map(model: nn.Module, size: int = SIZE, images: int = 2, seed: int = 0) -> Tensor:
+    """How much each input pixel moves the logit at the centre: float (size, size), sum 1.
+
+    |d logit(centre) / d pixel|, summed over colours, averaged over `images` of uniform noise drawn
+    with `seed`; eval mode, first output channel. `size` must suit the model's stride.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    training = model.training
+    model.eval()
+    total = torch.zeros(size, size)
+    for _ in range(images):
+        image = torch.rand(1, 3, size, size, generator=noise).requires_grad_()
+        logit = model(image).logits[0, 0, size // 2, size // 2]
+        (gradient,) = torch.autograd.grad(logit, image)
+        total += gradient[0].abs().sum(dim=0)
+    model.train(training)
+    return total / total.sum()
+
+
+def receptive_field(influence: Tensor, share: float = 0.95) -> int:
+    """Effective receptive field: side in pixels of the centred square with `share` of `influence`.
+
+    `influence` as `influence_map` gives it (size, size); the side is odd, at most 2 * size + 1.
+    """
+    centre = influence.shape[0] // 2
+    offsets = (torch.arange(influence.shape[0]) - centre).abs()
+    distance = torch.maximum(offsets[:, None], offsets[None, :])  # in rings around the centre
+    rings = torch.zeros(centre + 1).index_add_(0, distance.flatten(), influence.flatten())
+    return 2 * int((rings.cumsum(0) < share * rings.sum()).sum()) + 1
+
+
+def complexity(name: str) -> dict[str, str | int | float]:
+    """One row of the complexity table; keys are `COLUMNS`, see `complexity_table`."""
+    info = MODELS[name]
+    with torch.device("meta"):  # shapes are enough to count
+        ours = create_model(name)
+        papers = create_model(name, out_channels=info.paper_out_channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(name)
+    convention_params, convention_flops = count_as_paper(papers)
+    paper_params, paper_flops = _paper_counts().get(info.title, (float("nan"), float("nan")))
+    values = (
+        name,
+        count_parameters(ours),
+        convention_params,
+        paper_params,
+        count_macs(ours),
+        convention_flops,
+        paper_flops,
+        len(save(model.state_dict())),
+        receptive_field(influence_map(model)),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def complexity_table(names: Iterable[str] | None = None) -> pd.DataFrame:
+    """Complexity of the named models (all by default), one row each, columns `COLUMNS`.
+
+    Counts are plain numbers (not millions), sizes bytes of a float32 safetensors file, and the
+    receptive field pixels, measured on weights drawn with seed 0. `parameters`, `macs` and the size
+    are of a one-logit head, the two `paper_convention_` columns of the head that the paper counted.
+    `paper_params` and `paper_flops` are Table 1's (the ST row's, Table 5's), NaN where it has none.
+    EGE-UNet's `paper_params` is the one that the paper took in full: compare with `parameters`.
+    """
+    return pd.DataFrame([complexity(name) for name in names or MODELS], columns=list(COLUMNS))
+
+
+def _paper_counts() -> dict[str, tuple[float, float]]:
+    """Parameters and FLOPs by the paper's name of the model; Table 1 has the last word."""
+    tables = [
+        pd.read_csv(PAPER / file) for file in ("table5_ablation.csv", "table1_complexity.csv")
+    ]
+    rows = pd.concat(tables).itertuples()
+    return {row.model: (row.params_m * 1e6, row.flops_g * 1e9) for row in rows}

@@ -1,0 +1,122 @@
+"""Run the notebooks headless, in order, by papermill; the executed copies go to the outputs."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import papermill
+from papermill.inspection import inspect_notebook
+from tqdm.auto import tqdm
+
+from ultraseg_lib.paths import NOTEBOOKS, outputs_dir, whole_file
+from ultraseg_lib.study import Profile
+
+FIRST_WITH_RUNS = 4  # notebooks from this number on read trained runs
+PER_MODEL = "04_train_model"
+
+
+class Execution(NamedTuple):
+    """One notebook to run: its file, its parameters, and the name of the executed copy."""
+
+    notebook: Path
+    parameters: dict[str, Any]
+    name: str
+
+
+def number(notebook: Path) -> int:
+    """Return the number that a notebook's name begins with."""
+    return int(notebook.name[:2])
+
+
+def find_notebooks(only: str | None = None, start: str | None = None) -> list[Path]:
+    """Return the notebooks in order: all, the one numbered ``only``, or those from ``start`` on."""
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    numbers = [number(path) for path in found]
+    for option, value in (("--only", only), ("--from", start)):
+        if value is not None and (not value.isdigit() or int(value) not in numbers):
+            known = ", ".join(f"{each:02d}" for each in numbers)
+            raise ValueError(f"{option}: no notebook {value!r}; choose from {known}")
+    first, last = int(only or start or 0), int(only or 99)
+    return [path for path in found if first <= number(path) <= last]
+
+
+def need_runs(notebooks: list[Path]) -> bool:
+    """Return whether any of the notebooks reads trained runs."""
+    return any(number(path) >= FIRST_WITH_RUNS for path in notebooks)
+
+
+def plan_executions(notebooks: list[Path], profile: Profile) -> list[Execution]:
+    """Return what to run: each notebook once, except 04, which is run once a model."""
+    plan = []
+    for notebook in notebooks:
+        if notebook.stem != PER_MODEL:
+            plan.append(Execution(notebook, {"profile": profile.name}, notebook.stem))
+            continue
+        for model in profile.models:
+            parameters = {
+                "profile": profile.name, "model": model, "dataset": profile.datasets[0],
+                "seed": profile.seeds[0], "recipe": profile.recipes[0],
+                "protocol": profile.protocols[0], "epochs": profile.epochs,
+            }  # fmt: skip
+            plan.append(Execution(notebook, parameters, f"{notebook.stem}-{model}"))
+    return plan
+
+
+def check_parameters(execution: Execution) -> None:
+    """Raise ValueError for a parameter that the notebook's ``parameters`` cell does not hold."""
+    known = inspect_notebook(execution.notebook)
+    unknown = sorted(set(execution.parameters) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{execution.notebook.name}: no parameter {', '.join(unknown)}; its parameters cell has"
+            f" {', '.join(known)}"
+        )
+
+
+def execute(execution: Execution, folder: Path) -> float:
+    """Run one notebook in the notebooks folder, write the executed copy, return the minutes."""
+    check_parameters(execution)
+    began = time.perf_counter()
+    target = folder / f"{execution.name}.ipynb"
+    target.unlink(missing_ok=True)
+    failed = target.with_name(f"{target.stem}-failed.ipynb")
+    failed.unlink(missing_ok=True)
+    with whole_file(target) as temporary:
+        try:
+            papermill.execute_notebook(
+                execution.notebook, temporary, execution.parameters, kernel_name="python3",
+                cwd=NOTEBOOKS, progress_bar=False,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError:
+            temporary.rename(failed)  # the cell that failed can be read there
+            raise
+    return (time.perf_counter() - began) / 60
+
+
+def run_notebooks(
+    plan: list[Execution], profile: Profile
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Run every notebook of the plan; return minutes by name, and the reason of each that failed."""
+    folder = outputs_dir(profile.name) / "notebooks"
+    minutes: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    bar = tqdm(plan, unit="notebook", disable=None)
+    for execution in bar:
+        bar.set_description(execution.name)
+        try:
+            minutes[execution.name] = execute(execution, folder)
+        except Exception as error:
+            failures[execution.name] = str(error).strip().splitlines()[-1]
+            print(f"{execution.name}: failed: {failures[execution.name]}", file=sys.stderr)
+    return minutes, failures
+
+
+def summary(minutes: dict[str, float], failures: dict[str, str], profile: Profile) -> str:
+    """Return the closing lines of a study: notebooks, minutes, and where the results are."""
+    base = outputs_dir(profile.name)
+    lines = [f"  {name:<40} {value:5.1f} min" for name, value in minutes.items()]
+    lines += [f"  {name:<40} FAILED: {reason}" for name, reason in failures.items()]
+    total = f"{len(minutes)} notebooks run, {len(failures)} failed, {sum(minutes.values()):.1f} min"
+    places = [f"{what:<10} {base / what}" for what in ("notebooks", "figures", "tables", "runs")]
+    return "\n".join([total, *lines, *places])

@@ -1,0 +1,272 @@
+"""The study: a grid of runs, each trained once and scored image by image into the ledger.
+
+A run is model × training set × recipe × protocol × epochs × seed within a profile. Its folder is
+complete when ``scores.csv`` is there; the ledger is all complete folders of a profile together.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from ultraseg_lib import data, metrics
+from ultraseg_lib.data import Frames
+from ultraseg_lib.models import create_model, model_names
+from ultraseg_lib.paths import PROFILES, outputs_dir, whole_file, write_json
+from ultraseg_lib.provenance import provenance
+from ultraseg_lib.training import RECIPES, Trainer, predict_probs
+
+PROTOCOLS = {
+    "clean": "the epoch is picked on a tenth of the training part, the test part is seen once",
+    "released": "trains on all of the training part, the epoch is picked on the test part",
+}
+SCORE_COLUMNS = (
+    "run_id", "test_set", "image_id", "center", "modality", "area", "n_polyps", "dice", "iou",
+    "precision", "recall", "hd95", "hd95_mask", "detected",
+)  # fmt: skip
+RELEASED_BATCH = 4  # the batch over which the released code pools Dice
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the study: ``profiles/<name>.yaml``."""
+
+    name: str
+    image_size: int
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    recipes: tuple[str, ...]
+    protocols: tuple[str, ...]
+    epochs: int
+    generated: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; ``run_id`` names it and its folder."""
+
+    profile: str
+    model: str
+    dataset: str
+    recipe: str
+    protocol: str
+    epochs: int
+    seed: int
+
+    @property
+    def run_id(self) -> str:
+        """Return the readable name, unique within a profile."""
+        setting = f"{self.recipe}-{self.protocol}-e{self.epochs}-s{self.seed}"
+        return f"{self.model}-{self.dataset}-{setting}"
+
+    @property
+    def folder(self) -> Path:
+        """Return where the run keeps its files."""
+        return outputs_dir(self.profile) / "runs" / self.run_id
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the run is trained and scored."""
+        return (self.folder / "scores.csv").exists()
+
+
+def profile_names() -> list[str]:
+    """Return the names of all profiles."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def _check_choice(argument: str, values: Iterable[str], valid: Iterable[str]) -> None:
+    for value in values:
+        if value not in valid:
+            raise ValueError(f"{argument}: unknown {value!r}; choose from {', '.join(valid)}")
+
+
+def load_profile(name: str, **overrides: Any) -> Profile:
+    """Read a profile; overrides that are not None take the place of its values.
+
+    Raises ValueError, with the valid names, for an unknown profile, model, dataset, recipe or protocol.
+    """
+    _check_choice("profile", [name], profile_names())
+    values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
+    values |= {key: value for key, value in overrides.items() if value is not None}
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list | tuple)}
+    profile = Profile(name=name, **(values | lists))
+    _check_choice("models", profile.models, model_names())
+    _check_choice("datasets", profile.datasets, data.catalog())
+    _check_choice("recipe", profile.recipes, RECIPES)
+    _check_choice("protocol", profile.protocols, PROTOCOLS)
+    if profile.epochs < 1:
+        raise ValueError(f"epochs: found {profile.epochs}; give 1 or more")
+    return profile
+
+
+def plan_runs(profile: Profile) -> list[Run]:
+    """Return the runs of the main grid, seeds innermost, so that a stopped study has whole rows."""
+    grid = product(
+        profile.recipes, profile.protocols, profile.datasets, profile.models, profile.seeds
+    )
+    return [
+        Run(profile.name, model, dataset, recipe, protocol, profile.epochs, seed)
+        for recipe, protocol, dataset, model, seed in grid
+    ]
+
+
+def load_frames_of(dataset: str, profile: Profile) -> Frames:
+    """Return the frames of one dataset at the profile's size, with their split."""
+    if dataset == "synthetic":
+        if profile.generated is None:
+            raise ValueError(f"datasets: profile {profile.name} has no generated images; use demo")
+        return data.load_generated(profile.image_size, **profile.generated)
+    return data.load_dataset(dataset, profile.image_size)
+
+
+def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
+    """Return the frames to train on, and those on which the epoch is picked."""
+    if protocol == "released":
+        return frames.part("train", "val"), frames.part("test")
+    return frames.part("train"), frames.part("val")
+
+
+def score_frames(run_id: str, test_set: str, frames: Frames, probs: np.ndarray) -> pd.DataFrame:
+    """Score probability maps (N, H, W) uint8 against the masks: the rows of ``scores.csv``."""
+    columns = metrics.score_images(probs >= 128, frames.masks > 0)
+    known = frames.table[["image_id", "center", "modality"]]
+    scores = known.assign(run_id=run_id, test_set=test_set, **columns)
+    return scores[list(SCORE_COLUMNS)]
+
+
+def run_once(
+    run: Run, profile: Profile, on_epoch: Callable[[dict[str, float]], None] | None = None
+) -> pd.DataFrame:
+    """Train and score one run, or read its scores if it is complete; return its scores."""
+    if run.is_complete:
+        return pd.read_csv(run.folder / "scores.csv", keep_default_na=False)
+    frames = load_frames_of(run.dataset, profile)
+    train, val = training_parts(frames, run.protocol)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(run.seed)
+    recipe = RECIPES[run.recipe]
+    trainer = Trainer(create_model(run.model), train, val, recipe, run.epochs, run.seed, run.folder)
+    trainer.fit(on_epoch)
+    return _finish(run, profile, frames, trainer)
+
+
+def _finish(run: Run, profile: Profile, frames: Frames, trainer: Trainer) -> pd.DataFrame:
+    """Score the best epoch on the test part and write the run's files, ``scores.csv`` last."""
+    test = frames.part("test")
+    model = create_model(run.model, weights=run.folder / "weights.safetensors")
+    probs = predict_probs(model, test.images)
+    scores = score_frames(run.run_id, run.dataset, test, probs)
+    with whole_file(run.folder / "probs.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **{run.dataset: probs})
+    pooled = metrics.batch_pooled_dice(probs >= 128, test.masks > 0, RELEASED_BATCH)
+    seconds = sum(row["seconds"] for row in trainer.history)
+    config = dataclasses.asdict(run) | {
+        "run_id": run.run_id,
+        "image_size": profile.image_size,
+        "recipe_settings": dataclasses.asdict(trainer.recipe),
+        "split_hash": data.split_hash(frames.table.set_index("image_id")["part"]),
+        "best_epoch": trainer.best_epoch,
+        "minutes": round(seconds / 60, 2),
+        "batch_pooled_dice": {run.dataset: pooled},
+        "provenance": provenance(),
+    }
+    write_json(run.folder / "config.json", config)
+    with whole_file(run.folder / "scores.csv") as temporary:
+        scores.to_csv(temporary, index=False)
+    (run.folder / "checkpoint.pt").unlink(missing_ok=True)
+    return scores
+
+
+def _worker(run: Run, profile: Profile, threads: int) -> str | None:
+    """Do one run in a process of its own; return the reason if it failed."""
+    torch.set_num_threads(threads)
+    try:
+        run_once(run, profile)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def epochs_done(run: Run) -> int:
+    """Return how many epochs of a run are on disk, for progress and estimates."""
+    if run.is_complete:
+        return run.epochs
+    path = run.folder / "history.csv"
+    return len(pd.read_csv(path)) if path.exists() else 0
+
+
+def _watch(futures: dict[Future, Run], total: int, done_before: int) -> dict[str, str]:
+    """Show epochs finished over all runs until the last ends; return the failures by run_id."""
+    failures: dict[str, str] = {}
+    with tqdm(total=total, initial=done_before, unit="epoch", disable=None) as bar:
+        waiting = dict(futures)
+        while waiting:
+            time.sleep(0.5)
+            for future in [future for future in waiting if future.done()]:
+                run = waiting.pop(future)
+                reason = future.exception() or future.result()
+                if reason:
+                    failures[run.run_id] = str(reason)
+            runs = futures.values()
+            bar.n = sum(run.epochs if run.run_id in failures else epochs_done(run) for run in runs)
+            bar.refresh()
+    return failures
+
+
+def run_study(profile: Profile, runs: list[Run], jobs: int | None = None) -> dict[str, str]:
+    """Do every run that the ledger lacks, ``jobs`` at a time; return failures (run_id -> reason).
+
+    Each process gets its share of the cores (all cores over ``jobs``). What was done is kept when the study is stopped.
+    """
+    todo = [run for run in runs if not run.is_complete]
+    if not todo:
+        return {}
+    for dataset in {run.dataset for run in todo}:  # decode once, before the processes start
+        load_frames_of(dataset, profile)
+    cores = os.cpu_count() or 1
+    jobs = jobs or min(cores, len(todo))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_worker, run, profile, max(1, cores // jobs)): run for run in todo}
+        started = sum(epochs_done(run) for run in todo)
+        return _watch(futures, sum(run.epochs for run in todo), started)
+
+
+def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
+    """Return the scores of one run, training it here, with a progress bar, if the ledger lacks it."""
+    if run.is_complete:
+        return run_once(run, profile)
+    with tqdm(total=run.epochs, initial=epochs_done(run), unit="epoch", desc=run.run_id) as bar:
+        return run_once(run, profile, on_epoch=lambda row: bar.update())
+
+
+def read_ledger(profile: str) -> pd.DataFrame:
+    """Return every image's scores of every complete run, with the run's settings as columns.
+
+    Columns: those of ``scores.csv``, then model, dataset, recipe, protocol, epochs, seed,
+    batch_pooled_dice (of the run's own test set). Empty, with these columns, where no run is done.
+    """
+    keys = ["model", "dataset", "recipe", "protocol", "epochs", "seed"]
+    tables = []
+    for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv")):
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        table = pd.read_csv(path, keep_default_na=False)
+        pooled = table["test_set"].map(config["batch_pooled_dice"])
+        tables.append(table.assign(**{k: config[k] for k in keys}, batch_pooled_dice=pooled))
+    if not tables:
+        return pd.DataFrame(columns=[*SCORE_COLUMNS, *keys, "batch_pooled_dice"])
+    return pd.concat(tables, ignore_index=True)

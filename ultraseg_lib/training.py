@@ -1,0 +1,229 @@
+"""One training run: fit, checkpoint after each epoch, resume, keep the best weights.
+
+Two recipes: ``paper`` is section 4.1; ``strong`` is ours, the same model trained harder. Everything
+random follows from the seed and the epoch's number, so a resumed run equals an unbroken one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ultraseg_lib.data.loading import Batch, Frames, to_tensor, training_batches
+from ultraseg_lib.losses import deep_supervision_loss
+from ultraseg_lib.metrics import dice_score
+from ultraseg_lib.paths import whole_file
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained, whatever the model.
+
+    ``schedule``: "cosine" falls from the learning rate to 0; "one_cycle" rises over the first tenth
+    of the steps, then falls. ``patience``: epochs without a better Dice before stopping, None for
+    never. ``clip``: largest gradient norm. ``average``: decay of the running mean of the weights.
+    """
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    augmentation: str
+    loss_form: str
+    batch_size: int = 4
+    patience: int | None = None
+    clip: float | None = None
+    average: float | None = None
+
+
+RECIPES = {
+    "paper": Recipe("adam", 3e-4, 0.0, "cosine", "paper", "released", patience=10),
+    "strong": Recipe(
+        "adamw", 2e-3, 1e-2, "one_cycle", "strong", "released", clip=1.0, average=0.995
+    ),
+}
+HISTORY_COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice", "seconds")
+
+
+def pick_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train_step(
+    model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, recipe: Recipe
+) -> float:
+    """Make one gradient step on one batch and return its loss (Eq. 5)."""
+    device = next(model.parameters()).device
+    image = batch.image.to(device, memory_format=torch.channels_last)
+    prediction = model(image, deep_supervision=True)
+    loss = deep_supervision_loss(
+        prediction, batch.mask.to(device), batch.boundary.to(device), form=recipe.loss_form
+    ).total
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+    return float(loss.detach())
+
+
+@torch.inference_mode()
+def predict_probs(model: nn.Module, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """Return probability maps (N, H, W) uint8 (0 to 255 stands for 0 to 1) of images (N, H, W, 3).
+
+    Rounding keeps the decision at 0.5: 128 and above is polyp.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    maps = np.empty(images.shape[:3], np.uint8)
+    for start in range(0, len(images), batch_size):
+        image = to_tensor(images[start : start + batch_size]).to(device)
+        prob = model(image).logits[:, 0].sigmoid()
+        maps[start : start + batch_size] = (
+            (prob * 256).clamp_(max=255).to(torch.uint8).cpu().numpy()
+        )
+    return maps
+
+
+def validation_dice(model: nn.Module, frames: Frames) -> float:
+    """Return the mean over images of Dice at threshold 0.5."""
+    probs = predict_probs(model, frames.images)
+    return float(np.mean(dice_score(probs >= 128, frames.masks > 0)))
+
+
+def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def _make_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return a schedule that is stepped after every batch and ends after ``steps``."""
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1
+    )
+
+
+class Trainer:
+    """A training run that can be stopped after any epoch and taken up again.
+
+    Args:
+        model: takes (B, 3, S, S) in [0, 1] and ``deep_supervision=True``, returns a Prediction.
+        train, val: frames to learn from, and frames on which the epoch is picked.
+        recipe: how to train.
+        epochs: how many at most; the schedule is stretched over them.
+        seed: of the order of images and of their augmentation.
+        folder: gets ``checkpoint.pt`` and ``history.csv`` after every epoch, and
+            ``weights.safetensors`` whenever the Dice on ``val`` is the best so far.
+    """
+
+    def __init__(
+        self, model: nn.Module, train: Frames, val: Frames, recipe: Recipe, epochs: int,
+        seed: int, folder: Path,
+    ) -> None:  # fmt: skip
+        self.model = model.to(pick_device(), memory_format=torch.channels_last)
+        self.train_frames, self.val_frames = train, val
+        self.recipe, self.epochs, self.seed, self.folder = recipe, epochs, seed, folder
+        self.optimizer = _make_optimizer(self.model, recipe)
+        steps = epochs * -(-len(train) // recipe.batch_size)
+        self.scheduler = _make_scheduler(self.optimizer, recipe, steps)
+        self.average = None
+        if recipe.average is not None:
+            mean = get_ema_multi_avg_fn(recipe.average)
+            self.average = AveragedModel(self.model, multi_avg_fn=mean, use_buffers=True)
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """Return the model that is scored: the running mean of the weights where there is one."""
+        return self.average.module if self.average is not None else self.model
+
+    @property
+    def best_epoch(self) -> int:
+        """Return the number, from 1, of the first epoch with the highest Dice on ``val``."""
+        scores = [row["val_dice"] for row in self.history]
+        return int(np.argmax(scores)) + 1
+
+    def fit(self, on_epoch: Callable[[dict[str, float]], None] | None = None) -> None:
+        """Train from the last finished epoch to the end; ``on_epoch`` gets each history row."""
+        self._resume()
+        while len(self.history) < self.epochs and not self._is_out_of_patience():
+            row = self._run_epoch(len(self.history) + 1)
+            self.history.append(row)
+            self._save()
+            if on_epoch is not None:
+                on_epoch(row)
+
+    def _run_epoch(self, epoch: int) -> dict[str, float]:
+        began = time.perf_counter()
+        torch.manual_seed(self.seed * 100_003 + epoch)
+        losses = []
+        self.model.train()
+        setting = (self.recipe.batch_size, self.recipe.augmentation, self.seed, epoch)
+        for batch in training_batches(self.train_frames, *setting):
+            losses.append(train_step(self.model, batch, self.optimizer, self.recipe))
+            self.scheduler.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+        if not np.isfinite(losses).all():
+            raise FloatingPointError(
+                f"epoch {epoch}: the loss is not finite; lower the learning rate"
+            )
+        dice = validation_dice(self.evaluated_model, self.val_frames)
+        rate = self.scheduler.get_last_lr()[0]
+        values = (epoch, rate, float(np.mean(losses)), dice, time.perf_counter() - began)
+        return dict(zip(HISTORY_COLUMNS, values, strict=True))
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.recipe.patience
+        return bool(
+            patience is not None
+            and self.history
+            and len(self.history) - self.best_epoch >= patience
+        )
+
+    def _parts(self) -> dict[str, Any]:
+        """Return everything that has a state to save and restore."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return parts | ({"average": self.average} if self.average is not None else {})
+
+    def _save(self) -> None:
+        if self.best_epoch == len(self.history):
+            save_weights(self.evaluated_model, self.folder / "weights.safetensors")
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        with whole_file(self.folder / "checkpoint.pt") as temporary:
+            torch.save(state | {"history": self.history}, temporary)
+        with whole_file(self.folder / "history.csv") as temporary:
+            pd.DataFrame(self.history).to_csv(temporary, index=False)
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True, map_location=pick_device())
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.history = state["history"]
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the model's parameters and statistics as safetensors, in one step."""
+    state: dict[str, Tensor] = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    with whole_file(path) as temporary:
+        save_file(state, temporary)
