@@ -1,7 +1,6 @@
 """Eq. 5 against the formula written out, large logits, gradients, and the double sigmoid."""
 
 import doctest
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,13 +8,7 @@ from torch import Tensor
 
 from ultraseg_lib import losses
 from ultraseg_lib.losses import LOSS_FORMS, bce_dice, deep_supervision_loss, soft_dice
-
-
-class Prediction(NamedTuple):
-    logits: Tensor
-    regions: tuple[Tensor, ...] = ()
-    boundaries: tuple[Tensor, ...] = ()
-    bottleneck: Tensor | None = None
+from ultraseg_lib.models import Prediction
 
 
 def random_logits(seed: int, n: int = 2, size: int = 8) -> Tensor:

@@ -1,9 +1,11 @@
 """The training loss: BCE + Dice on the mask and on every supervised map (section 3.4, Eq. 5)."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from ultraseg_lib.models import Prediction
 
 SMOOTH = 1.0  # pixels added to both sides of the Dice ratio: an empty pair scores 1, not 0/0
 
@@ -33,17 +35,6 @@ class LossTerms(NamedTuple):
     main: Tensor
     regions: tuple[Tensor, ...]
     boundaries: tuple[Tensor, ...]
-
-
-class Prediction(Protocol):
-    """What the loss needs of a model's output: full-size logits, (N, 1, H, W) each."""
-
-    @property
-    def logits(self) -> Tensor: ...
-    @property
-    def regions(self) -> tuple[Tensor, ...]: ...
-    @property
-    def boundaries(self) -> tuple[Tensor, ...]: ...
 
 
 def soft_dice(prob: Tensor, target: Tensor) -> Tensor:
@@ -118,11 +109,8 @@ def deep_supervision_loss(
         boundary: (N, 1, H, W) float of 0 and 1, from `edges.boundary_targets`.
         form: `"paper_text"`, BCE + Dice for every term, or `"released"`, BCE + 2·Dice for the
             mask and 0.5·BCE + Dice for each map, as in the released code.
-        double_sigmoid: repeat a fault of the released code, for the ablation: supervised maps
-            pass a sigmoid before the one inside the loss, so they reach only [0.5, 0.731].
-
-    Returns:
-        The total and its weighted terms.
+        double_sigmoid: a fault of the released code, for the ablation: maps pass a sigmoid
+            before the one inside the loss, so they reach only [0.5, 0.731].
 
     Raises:
         ValueError: an unknown form, or a map whose shape differs from its target's.

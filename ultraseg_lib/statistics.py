@@ -68,10 +68,10 @@ def paired_test(
     """Test whether two models score alike on the same images.
 
     If they do, the sign of each image's difference is a coin toss: the p-value is the two-sided
-    share of random sign flips whose mean difference is at least as far from 0. Unlike Wilcoxon's
-    test this speaks of the mean that the tables print and needs no rule for ties. Scores of
-    several seeds are averaged per image first, so the p-value speaks of these trained models on
-    new images; the interval also draws the seeds (see `bootstrap_interval`).
+    share of sign flips (all, or `resamples` random ones) whose mean difference is at least as far
+    from 0. Unlike Wilcoxon's test it speaks of the mean that tables print and needs no rule for
+    ties. Several seeds are averaged per image first, so the p-value speaks of these trained
+    models on new images; the interval also draws the seeds (see `bootstrap_interval`).
 
     Args:
         a: (images,) or (seeds, images), finite.
@@ -95,17 +95,9 @@ def paired_test(
     if a.shape != b.shape:
         raise ValueError(f"a has shape {a.shape} and b {b.shape}; pairs need the same images.")
     difference = a - b
-    flips = stats.permutation_test(
-        (difference.mean(axis=0),),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=1000,  # bounds the memory on large test sets
-        rng=np.random.default_rng(seed),
-    )
+    p_value = _sign_flip_p_value(difference.mean(axis=0), resamples, seed)
     interval = bootstrap_interval(difference, level, resamples, seed)
-    return PairedTest(*interval, float(flips.pvalue))
+    return PairedTest(*interval, p_value)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -134,6 +126,19 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return corrected
+
+
+def _sign_flip_p_value(differences: NDArray[np.float64], resamples: int, seed: int) -> float:
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=1000,  # bounds the memory on large test sets
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
 
 
 def _seeds_by_images(values: ArrayLike) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -195,6 +196,7 @@ def _finish(run: Run, profile: Profile, frames: Frames, trainer: Trainer) -> pd.
 def _worker(run: Run, profile: Profile, threads: int) -> str | None:
     """Do one run in a process of its own; return the reason if it failed."""
     torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
     try:
         run_once(run, profile)
     except Exception as error:

@@ -30,7 +30,7 @@ _RESPONSE = {
     "NBI": ((0.82, 1.00, 0.92), (0.48, 0.66, 0.80), (-0.10, 0.75, 0.90)),
     "BLI": ((0.80, 0.97, 1.08), (0.54, 0.62, 0.52), (0.05, 0.35, 0.90)),
     "LCI": ((1.10, 0.98, 1.02), (0.10, 0.80, 0.62), (0.02, 0.20, 0.80)),
-    "FICE": ((0.98, 1.02, 0.84), (0.62, 0.42, 0.60), (0.25, 0.10, 0.70)),
+    "FICE": ((1.00, 1.00, 0.86), (0.56, 0.46, 0.54), (0.25, 0.10, 0.70)),
 }
 MODALITIES = tuple(_RESPONSE)
 _MODALITY_SHARE = (0.60, 0.14, 0.08, 0.10, 0.08)  # white light is what endoscopists use most
@@ -51,7 +51,7 @@ class _Camera:
 _CAMERAS = {
     "center_1": _Camera("octagon", 0.1, 0.5, 0.010, (-0.1, 0.1), 0.22, (1.0, 0.97, 0.96), 1.25),
     "center_2": _Camera("circle", 0.1, 1.0, 0.020, (0.25, -0.2), 0.32, (1.03, 1.0, 0.82), 1.40),
-    "center_3": _Camera("rectangle", 0.4, 0.7, 0.014, (-0.3, -0.3), 0.28, (0.93, 0.97, 1.06), 1.08),
+    "center_3": _Camera("rectangle", 0.4, 0.7, 0.014, (-0.3, -0.3), 0.28, (0.93, 0.97, 1.06), 1.20),
 }
 CENTERS = tuple(_CAMERAS)
 _CENTER_SHARE = (0.5, 0.3, 0.2)
@@ -76,19 +76,19 @@ class _Kind:
 
 _POLYPS = {
     "sessile": _Kind(
-        0.42, 0.045, 1.0, "one", (0.2, 0.5), (0.6, 1.0), (0.05, 0.3), (0.06, 0.16),
+        0.46, 0.080, 0.9, "one", (0.3, 0.6), (0.6, 0.9), (0.05, 0.3), (0.14, 0.16),
         (-0.05, 0.05), (0.02, 0.12), True,
     ),
     "flat": _Kind(
-        0.28, 0.045, 0.9, "one", (0.06, 0.16), (0.5, 0.9), (0.15, 0.4), (0.05, 0.09),
-        (-0.05, 0.05), (0.02, 0.10),
+        0.24, 0.065, 0.8, "one", (0.08, 0.20), (0.5, 0.9), (0.10, 0.35), (0.22, 0.12),
+        (-0.05, 0.05), (0.04, 0.14),
     ),
     "lobed": _Kind(
-        0.16, 0.070, 0.8, "many", (0.4, 0.7), (0.5, 0.8), (0.05, 0.2), (0.06, 0.16),
+        0.16, 0.100, 0.8, "many", (0.4, 0.7), (0.5, 0.8), (0.05, 0.2), (0.14, 0.16),
         (-0.05, 0.1), (0.05, 0.16), True,
     ),
     "pedunculated": _Kind(
-        0.14, 0.045, 0.7, "stalk", (0.4, 0.7), (0.5, 0.7), (0.05, 0.2), (0.10, 0.16),
+        0.14, 0.080, 0.7, "stalk", (0.4, 0.7), (0.5, 0.7), (0.05, 0.2), (0.16, 0.16),
         (-0.05, 0.05), (0.02, 0.12), True,
     ),
 }  # fmt: skip
@@ -102,10 +102,11 @@ _LOOKALIKES = {
         (0.0, 0.0), (0.05, 0.15),
     ),
     "residue": _Kind(
-        0.30, 0.007, 0.9, "many", (0.1, 0.4), (0.6, 1.0), (0.1, 0.3), (-0.35, 0.1),
-        (0.4, 1.1), (0.1, 0.3), True,
+        0.30, 0.007, 0.9, "many", (0.1, 0.4), (0.6, 1.0), (0.1, 0.3), (-0.1, 0.1),
+        (0.3, 0.9), (0.1, 0.3), True,
     ),
 }  # fmt: skip
+_DRAWN_EVENLY = ("height", "steepness", "softness", "bile", "texture")
 _COUNT_SHARE = (0.06, 0.80, 0.10, 0.04)  # frames with none, one, two, three polyps
 _AREA_RANGE = (0.004, 0.28)  # of a polyp
 
@@ -256,8 +257,10 @@ def _sample_lobes(rng: np.random.Generator, style: str) -> np.ndarray:
         around = [reach * np.cos(angle), reach * np.sin(angle), rng.uniform(0.35, 0.6, n)]
         lobes = [[0.0, 0.0, 0.6], *np.column_stack(around)]
     if style == "stalk":
-        angle, reach = rng.uniform(0, 2 * np.pi), np.linspace(0.9, rng.uniform(1.5, 2.0), 5)
-        lobes += [[d * np.cos(angle), d * np.sin(angle), 0.36] for d in reach]
+        reach = np.linspace(0.8, rng.uniform(1.4, 2.0), 9)
+        angle = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.4) * (reach - 0.8)
+        stalk = [reach * np.cos(angle), reach * np.sin(angle), np.linspace(0.32, 0.42, 9)]
+        lobes += [*np.column_stack(stalk)]
     return np.array(lobes, np.float32)
 
 
@@ -298,13 +301,9 @@ def _sample_lump(rng: np.random.Generator, kinds: dict[str, _Kind], scene: _Scen
         radius=radius,
         lobes=_sample_lobes(rng, kind.lobes),
         wobble=wobble.astype(np.float32),
-        height=rng.uniform(*kind.height),
-        steepness=rng.uniform(*kind.steepness),
-        softness=rng.uniform(*kind.softness),
         blood=rng.normal(*kind.blood),
-        bile=rng.uniform(*kind.bile),
-        texture=rng.uniform(*kind.texture),
-        behind=_sample_cover(rng, x, y, radius, scene),
+        **{name: rng.uniform(*getattr(kind, name)) for name in _DRAWN_EVENLY},
+        behind=_sample_cover(rng, x, y, radius, scene) if kinds is _POLYPS else None,
     )
 
 
@@ -315,7 +314,7 @@ def _sample_glints(rng: np.random.Generator, lumps: tuple[_Lump, ...]) -> np.nda
     spots = [np.repeat(centres, members, axis=0) + rng.normal(0, 0.08, (members.sum(), 2))]
     for lump in lumps:
         crest = rng.normal(0, 0.3 * lump.radius, (rng.integers(0, 6), 2))
-        spots.append(crest + (lump.x, lump.y))
+        spots.append(crest + np.array([lump.x, lump.y]))
     places = np.concatenate(spots)
     long = np.exp(rng.normal(np.log(0.011), 0.65, len(places)))
     angle = rng.normal(rng.uniform(0, np.pi), 0.5, len(places))
@@ -370,6 +369,16 @@ def _fold_distance(fold: np.ndarray, x, y):
     return (r - rim) / rim, strength * crescent
 
 
+def _paint_wall(scene: _Scene, view: _View) -> dict[str, np.ndarray]:
+    """Bent coordinates and light of the bare wall, drawn at half size: nothing there is sharper."""
+    coarse = replace(view, size=view.size // 2)
+    x, y = coarse.grids()
+    bend = coarse.resample(scene.warp)
+    x, y = x + bend[..., 0], y + bend[..., 1]
+    wall = {"bent_x": x, "bent_y": y, "light": _light_wall(scene, coarse, x, y)}
+    return {name: cv2.resize(values, (view.size,) * 2) for name, values in wall.items()}
+
+
 def _light_wall(scene: _Scene, view: _View, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Light on the bare wall: dark in the depth; each fold has a lit face and shadow behind it."""
     r = np.sqrt((x - scene.lumen[0]) ** 2 + (y - scene.lumen[1]) ** 2)
@@ -377,7 +386,7 @@ def _light_wall(scene: _Scene, view: _View, x: np.ndarray, y: np.ndarray) -> np.
     light *= 0.35 + light
     for fold in scene.folds:
         distance, strength = _fold_distance(fold, x, y)
-        edge = np.clip(distance * (fold[2] / (3 * view.pixel)) + 0.5, 0, 1)
+        edge = np.clip(distance * (fold[2] / (1.5 * view.pixel)) + 0.5, 0, 1)
         face = 0.45 * np.exp(-10 * np.abs(distance - 0.03)) - 0.16 * np.exp(
             -((distance - 0.35) ** 2) * 30
         )
@@ -423,13 +432,16 @@ def _window(lump: _Lump, view: _View) -> tuple[slice, slice]:
 
 def _stamp(lump: _Lump, maps: dict[str, np.ndarray], view: _View, lamp) -> None:
     """Adds a lump to the maps, in place; a polyp's support goes to `maps["mask"]`."""
-    m = {name: values[_window(lump, view)] for name, values in maps.items()}
+    window = _window(lump, view)
+    m = {name: values[window] for name, values in maps.items()}
     if m["light"].size == 0:
         return
     rho, height = _lump_shape(lump, m["x"], m["y"])
     visible = np.ones_like(rho)
     if lump.behind is not None:
-        visible = (_fold_distance(lump.behind, m["bent_x"], m["bent_y"])[0] < 0).astype(np.float32)
+        inside = -_fold_distance(lump.behind, m["bent_x"], m["bent_y"])[0]
+        visible = (inside > 0).astype(np.float32)
+        height *= np.clip(inside * 2.5, 0, 1)  # a cliff there would show as a black line
     weight = np.clip((1 - rho) / max(lump.softness, 2 * view.pixel / lump.radius), 0, 1) * visible
     if lump.kind.solid:
         _light_solid(lump, m, rho, height, visible, lamp)
@@ -451,7 +463,7 @@ def _light_solid(lump: _Lump, m: dict, rho, height, visible, lamp) -> None:
     outside = np.maximum(rho - 1, 0)
     m["light"] *= 1 - side * np.exp(outside * -6) * np.minimum(outside * 20, 1) * visible
     weight = np.clip((1 - rho) * 6, 0, 1) * visible
-    m["light"] += weight * 0.75 * (level - m["light"])
+    m["light"] += weight * 0.97 * (level - m["light"])
 
 
 def _shade(height: np.ndarray, x: np.ndarray, y: np.ndarray, view: _View, lamp) -> np.ndarray:
@@ -460,17 +472,15 @@ def _shade(height: np.ndarray, x: np.ndarray, y: np.ndarray, view: _View, lamp) 
     slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=scale)
     slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=scale)
     toward = (x - lamp[0]) * slope_x + (y - lamp[1]) * slope_y
-    shade = (1 - 0.8 * toward) / np.sqrt(1 + 0.7 * (slope_x**2 + slope_y**2))
-    return np.clip(shade, 0.3, 1.5)
+    shade = (1 + 0.6 * toward) / np.sqrt(1 + 0.6 * (slope_x**2 + slope_y**2))
+    return np.clip(shade, 0.48, 1.4)
 
 
 def _paint(scene: _Scene, view: _View, lamp: tuple[float, float]) -> dict[str, np.ndarray]:
     """Maps of the scene, each (size, size) float32, and the boolean polyp mask."""
     x, y = view.grids()
-    warp, clouds, pits = (view.resample(t) for t in (scene.warp, scene.clouds, scene.pits))
-    bent_x, bent_y = x + warp[..., 0], y + warp[..., 1]
-    maps = {"x": x, "y": y, "bent_x": bent_x, "bent_y": bent_y, "pits": pits}
-    maps["light"] = _light_wall(scene, view, bent_x, bent_y)
+    clouds, pits = view.resample(scene.clouds), view.resample(scene.pits)
+    maps = {"x": x, "y": y, "pits": pits, **_paint_wall(scene, view)}
     maps["vessels"] = _draw_vessels(scene, view)
     maps["blood"] = scene.blood + 0.08 * clouds[..., 0] + 0.03 * pits
     maps["bile"] = scene.bile + 0.06 * clouds[..., 1]
@@ -490,8 +500,8 @@ def _draw_shine(scene: _Scene, view: _View, light: np.ndarray) -> np.ndarray:
     """Glints where the wall is well lit and rims of bubbles; (size, size) float32, 0 to 1."""
     canvas = np.zeros(light.shape, np.uint8)
     unit = 16 / view.pixel
-    for x, y, long, short, angle in scene.glints:
-        spot = view.to_pixels(x, y)
+    spots = view.to_pixels(scene.glints[:, 0], scene.glints[:, 1])
+    for spot, (long, short, angle) in zip(spots, scene.glints[:, 2:], strict=True):
         column, row = spot // 16
         if 0 <= row < view.size and 0 <= column < view.size and light[row, column] > 0.45:
             axes, tilt = (round(long * unit), round(short * unit)), np.degrees(angle)

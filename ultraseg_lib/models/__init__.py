@@ -22,7 +22,15 @@ from .mobileunet import MobileUNet
 from .ultraseg import UltraSeg
 from .unet import UNet
 
-__all__ = ["MODELS", "ModelInfo", "Prediction", "create_model", "model_names", "to_one_logit"]
+__all__ = [
+    "MODELS",
+    "ModelInfo",
+    "Prediction",
+    "create_model",
+    "find_model",
+    "model_names",
+    "to_one_logit",
+]
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def create_model(
     Raises ValueError for an unknown name or value, TypeError for an unknown variant, RuntimeError
     for weights of another architecture.
     """
-    info = _find(name)
+    info = find_model(name)
     _check_variants(info, variants)
     model = info.build(out_channels=out_channels, **{**info.options, **variants})
     if weights is not None:
@@ -101,7 +109,8 @@ def create_model(
     return model
 
 
-def _find(name: str) -> ModelInfo:
+def find_model(name: str) -> ModelInfo:
+    """The registry's row of a name; raises ValueError, with close names, for an unknown one."""
     if name in MODELS:
         return MODELS[name]
     close = get_close_matches(str(name), MODELS)

@@ -13,11 +13,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathlib import Path
+from ultraseg_lib.paths import PAPER
 
-PAPER = Path(__file__).parents[2] / "data" / "paper"
-
-from . import MODELS, create_model
+from . import MODELS, create_model, find_model
 
 COLUMNS = (
     "name",
@@ -32,6 +30,7 @@ COLUMNS = (
 )
 SIZE = 256  # every count is of one image of 256 x 256, as in Table 1
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
+COUNTED = (*CONVOLUTIONS, nn.BatchNorm2d, nn.Softmax, nn.AvgPool2d)  # by thop, of what is here
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -53,15 +52,12 @@ def count_as_paper(model: nn.Module, size: int = SIZE) -> tuple[int, int]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         operations.append(_operations_as_paper(module, inputs[0], output))
 
-    seen = [module for module in model.modules() if isinstance(module, _SEEN)]
-    handles = [module.register_forward_hook(hook) for module in seen]
+    counted = [module for module in model.modules() if isinstance(module, COUNTED)]
+    handles = [module.register_forward_hook(hook) for module in counted]
     _infer(model, size)
     for handle in handles:
         handle.remove()
-    return sum(count_parameters(module) for module in seen), sum(operations)
-
-
-_SEEN = (*CONVOLUTIONS, nn.BatchNorm2d, nn.Softmax, nn.AvgPool2d)
+    return sum(count_parameters(module) for module in counted), sum(operations)
 
 
 def _operations_as_paper(module: nn.Module, feature: Tensor, output: Tensor) -> int:
@@ -103,21 +99,23 @@ def influence_map(model: nn.Module, size: int = SIZE, images: int = 2, seed: int
     return total / total.sum()
 
 
-def receptive_field(influence: Tensor, share: float = 0.95) -> int:
-    """Effective receptive field: side in pixels of the centred square with `share` of `influence`.
+def receptive_field(influence: Tensor, share: float = 0.5) -> int:
+    """Effective receptive field: side, in pixels, of the centred square with `share` of the sum.
 
-    `influence` as `influence_map` gives it (size, size); the side is odd, at most 2 * size + 1.
+    `influence` is the (size, size) map of `influence_map`; the side is odd. Half of the sum, since
+    the statistics of a GroupNorm give every pixel of the image a little influence: a square with
+    95 % of it would measure the image, not the network.
     """
     centre = influence.shape[0] // 2
-    offsets = (torch.arange(influence.shape[0]) - centre).abs()
-    distance = torch.maximum(offsets[:, None], offsets[None, :])  # in rings around the centre
-    rings = torch.zeros(centre + 1).index_add_(0, distance.flatten(), influence.flatten())
-    return 2 * int((rings.cumsum(0) < share * rings.sum()).sum()) + 1
+    offset = (torch.arange(influence.shape[0]) - centre).abs()
+    ring = torch.maximum(offset[:, None], offset[None, :])  # squares around the centre
+    sums = torch.zeros(centre + 1).index_add_(0, ring.flatten(), influence.flatten())
+    return 2 * int((sums.cumsum(0) < share * sums.sum()).sum()) + 1
 
 
 def complexity(name: str) -> dict[str, str | int | float]:
     """One row of the complexity table; keys are `COLUMNS`, see `complexity_table`."""
-    info = MODELS[name]
+    info = find_model(name)
     with torch.device("meta"):  # shapes are enough to count
         ours = create_model(name)
         papers = create_model(name, out_channels=info.paper_out_channels)
@@ -144,10 +142,11 @@ def complexity_table(names: Iterable[str] | None = None) -> pd.DataFrame:
     """Complexity of the named models (all by default), one row each, columns `COLUMNS`.
 
     Counts are plain numbers (not millions), sizes bytes of a float32 safetensors file, and the
-    receptive field pixels, measured on weights drawn with seed 0. `parameters`, `macs` and the size
+    receptive field pixels, measured before training (weights of seed 0). `parameters`, `macs` and the size
     are of a one-logit head, the two `paper_convention_` columns of the head that the paper counted.
     `paper_params` and `paper_flops` are Table 1's (the ST row's, Table 5's), NaN where it has none.
-    EGE-UNet's `paper_params` is the one that the paper took in full: compare with `parameters`.
+    EGE-UNet's `paper_params` is the one that the paper took in full: compare it with `parameters`.
+    Raises ValueError for an unknown name.
     """
     return pd.DataFrame([complexity(name) for name in names or MODELS], columns=list(COLUMNS))
 

@@ -4,12 +4,15 @@ Group attention by learned maps along each pair of axes, and skips that pass thr
 dilated convolutions in which every group of channels also sees the level's own prediction.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import (
     ChannelNorm,
+    LearnedMap,
     PooledStage,
     Prediction,
     check_image,
@@ -20,18 +23,6 @@ from .layers import (
     resize,
     supervised_prediction,
 )
-
-
-class PlaneMap(nn.Module):
-    """A learned 8x8 tensor per channel, stretched to (1, C, height, width) and refined."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.seed = nn.Parameter(torch.ones(1, channels, 8, 8))
-        self.refine = depthwise_then_pointwise(channels, channels)
-
-    def forward(self, height: int, width: int) -> Tensor:
-        return self.refine(resize(self.seed, height, width))
 
 
 class AxisMap(nn.Module):
@@ -62,7 +53,7 @@ class HadamardProductAttention(nn.Module):
         super().__init__()
         quarter = channels // 4
         self.norm1 = ChannelNorm(channels)
-        self.plane = PlaneMap(quarter)
+        self.plane = LearnedMap(quarter)
         self.rows = AxisMap(quarter)
         self.columns = AxisMap(quarter)
         self.local = nn.Sequential(
@@ -89,7 +80,7 @@ class GroupAggregationBridge(nn.Module):
     Each of four groups takes a quarter of both features and the region, at its own dilation.
     """
 
-    DILATIONS = (1, 2, 5, 7)
+    DILATIONS: ClassVar = (1, 2, 5, 7)
 
     def __init__(self, deep_channels: int, channels: int) -> None:
         super().__init__()

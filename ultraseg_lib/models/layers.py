@@ -65,10 +65,11 @@ def resize_probability(logits: Tensor, height: int, width: int) -> Tensor:
 
 
 def initialize(module: nn.Module) -> None:
-    """Draw convolution weights from N(0, 2 / fan_out) and set their biases to 0, in place.
+    """Draw convolution weights from N(0, 2 / fan_out) and set 2-D biases to 0, in place.
 
-    fan_out is kernel area x output channels / groups; a 1-D convolution is not divided by its
-    groups. Norms keep 1 and 0, learned maps and scalars their own start. Use: `model.apply(...)`.
+    As LB-UNet and EGE-UNet do: fan_out is kernel area x output channels / groups, where a 1-D
+    convolution counts as one group and keeps torch's bias. All else keeps its start: norms 1 and 0,
+    the maps of the GSA 1, transposed convolutions torch's. Use: `model.apply(initialize)`.
     """
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
@@ -137,7 +138,7 @@ class LargeKernelBlock(nn.Module):
 
 
 class LearnedMap(nn.Module):
-    """One map of the GSA: a learned 8x8 tensor, stretched to size and refined.
+    """One map of an attention: a learned 8x8 tensor, stretched to (1, C, height, width), refined.
 
     No image enters: a trained network multiplies every image by the same map.
     """
@@ -152,18 +153,13 @@ class LearnedMap(nn.Module):
 
 
 class GroupShuffleAttention(nn.Module):
-    """Group-Shuffle Attention (GSA): (N, channels, H, W) to (N, out_channels, H, W).
+    """Group-Shuffle Attention (GSA, section 3.1): (N, channels, H, W) to (N, out_channels, H, W).
 
     Four quarters of the channels are each multiplied by a learned map, change places, and are
     mixed by a depthwise and a 1x1 convolution. `channels` is a multiple of 4.
     """
 
-    ORDER: ClassVar = (
-        1,
-        3,
-        0,
-        2,
-    )  # the shuffle: the second quarter comes first, then the fourth, ...
+    ORDER: ClassVar = (1, 3, 0, 2)  # the shuffle: second quarter first, then fourth, first, third
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -245,7 +241,7 @@ class PredictGatedFusion(nn.Module):
     (LB-UNet): constants that grow from the deepest level, 5, to level 1, and no adaptor.
     """
 
-    FIXED_WEIGHTS: ClassVar = {
+    FIXED_WEIGHTS: ClassVar = {  # level: (region, boundary)
         5: (0.1, 0.0),
         4: (0.2, 0.0),
         3: (0.3, 0.1),

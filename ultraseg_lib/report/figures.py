@@ -1,0 +1,243 @@
+"""Figures in one style: colour-blind safe, legible from the back of a room, each with its data.
+
+Every function returns a matplotlib Figure and shows nothing by itself.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ultraseg_lib.data import Frames, catalog
+from ultraseg_lib.models import MODELS
+from ultraseg_lib.paths import outputs_dir, whole_file, write_json
+from ultraseg_lib.provenance import provenance
+
+PALETTE = sns.color_palette("colorblind")
+TRUTH, PRED = "#ffffff", "#ffb000"  # outlines on an image: what is, and what a model says
+GENERATED = "generated, not a patient"
+
+
+def use_style() -> None:
+    """Set the study's look: large type, thin frames, no clutter, white paper."""
+    sns.set_theme(style="ticks", context="talk", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.dpi": 160,
+            "savefig.bbox": "tight",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+            "svg.hashsalt": "ultraseg",
+        }
+    )
+
+
+def save_figure(figure: Figure, profile: str, name: str, data: pd.DataFrame) -> None:
+    """Write a figure as SVG and PNG, with the CSV of its data and a JSON of its provenance."""
+    base = outputs_dir(profile) / "figures"
+    for kind in ("svg", "png"):
+        with whole_file(base / f"{name}.{kind}") as temporary:
+            figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else {})
+    with whole_file(base / f"{name}.csv") as temporary:
+        data.to_csv(temporary, index=False)
+    write_json(base / f"{name}.json", provenance())
+
+
+def dataset_title(name: str) -> str:
+    """Return the dataset's title; generated images are named as such in every figure."""
+    title = catalog()[name]["title"]
+    return f"{title} ({GENERATED})" if name == "synthetic" else title
+
+
+def _show(axes: Axes, image: np.ndarray, title: str = "") -> None:
+    axes.imshow(image)
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def _outline(axes: Axes, mask: np.ndarray, colour: str, style: str = "-") -> None:
+    """Draw the outline of a boolean mask (H, W), on a dark halo that keeps it visible."""
+    if mask.any():
+        axes.contour(mask, [0.5], colors="black", linewidths=4, alpha=0.5)
+        axes.contour(mask, [0.5], colors=colour, linewidths=2, linestyles=style)
+
+
+def _describe(row: pd.Series) -> str:
+    words = [str(row[key]).replace("_", " ") for key in ("center", "modality") if row[key]]
+    return ", ".join(words) or str(row["image_id"])
+
+
+def show_samples(frames: Frames, rows: Sequence[int], columns: int = 4) -> Figure:
+    """Show frames with their true outline in white, titled by center and modality."""
+    lines = -(-len(rows) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(3.4 * columns, 3.8 * lines), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, row in zip(grid.flat, rows, strict=False):
+        record = frames.table.iloc[row]
+        _show(axes, frames.images[row], _describe(record))
+        _outline(axes, frames.masks[row] > 0, TRUTH)
+    figure.suptitle(dataset_title(frames.table["dataset"].iloc[0]))
+    return figure
+
+
+def plot_areas(shares: dict[str, np.ndarray]) -> Figure:
+    """Show how large polyps are: the share of the image, on a logarithmic axis, by dataset."""
+    figure, axes = plt.subplots(figsize=(9, 5))
+    edges = np.geomspace(0.001, 1, 25)
+    for (name, share), colour in zip(shares.items(), PALETTE, strict=False):
+        label = f"{dataset_title(name)}, n = {np.count_nonzero(share)}"
+        weights = np.full(np.count_nonzero(share), 100 / max(1, np.count_nonzero(share)))
+        axes.hist(share[share > 0], edges, weights=weights, histtype="step", lw=3, color=colour,
+                  label=label)  # fmt: skip
+    axes.set(xscale="log", xlabel="polyp area (share of the image)", ylabel="images (%)")
+    axes.xaxis.set_major_formatter(
+        lambda value, _: f"{value:.1%}" if value < 0.01 else f"{value:.0%}"
+    )
+    axes.legend(loc="upper left", fontsize="small")
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
+    return figure
+
+
+def plot_positions(masks: dict[str, np.ndarray]) -> Figure:
+    """Show where polyps lie: the mean mask of each dataset, (N, S, S) in, share of images out."""
+    figure, grid = plt.subplots(1, len(masks), figsize=(5.5 * len(masks), 4.8), squeeze=False)
+    for axes, (name, stack) in zip(grid.flat, masks.items(), strict=True):
+        share = 100 * (stack > 0).mean(axis=0)
+        shown = axes.imshow(share, cmap="cividis", vmin=0)
+        axes.set_title(dataset_title(name))
+        axes.set_axis_off()
+        figure.colorbar(shown, ax=axes, label="images with polyp here (%)")
+    return figure
+
+
+def plot_counts(table: pd.DataFrame) -> Figure:
+    """Show how many images each center and modality has, so that imbalance is seen."""
+    figure, axes = plt.subplots(figsize=(9, 4.5))
+    shown = table.assign(
+        center=table["center"].replace("", "one center").str.replace("_", " "),
+        modality=table["modality"].replace("", "not told"),
+    )
+    counts = shown.groupby(["center", "modality"]).size().unstack(fill_value=0)
+    counts.plot.bar(stacked=True, ax=axes, color=PALETTE, width=0.7, rot=0)
+    axes.set(xlabel="", ylabel="images", title=dataset_title(table["dataset"].iloc[0]))
+    axes.legend(title="modality", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_colours(frames: Frames) -> Figure:
+    """Show mean red, green and blue of each modality; black outside the field of view is left out."""
+    pixels = np.asarray(frames.images[:, ::8, ::8]).reshape(len(frames), -1, 3).astype(float)
+    lit = pixels.max(axis=2, keepdims=True) > 20
+    means = (pixels * lit).sum(axis=1) / lit.sum(axis=1).clip(min=1)
+    table = pd.DataFrame(means, columns=["red", "green", "blue"])
+    table["modality"] = frames.table["modality"].replace("", "not told").to_numpy()
+    long = table.melt("modality", var_name="channel", value_name="mean")
+    figure, axes = plt.subplots(figsize=(10, 5))
+    colours = {"red": "#d55e00", "green": "#009e73", "blue": "#0072b2"}
+    sns.boxplot(long, x="modality", y="mean", hue="channel", palette=colours, ax=axes, fliersize=2)
+    axes.set(xlabel="", ylabel="mean level (0 to 255)")
+    axes.set_title(dataset_title(frames.table["dataset"].iloc[0]))
+    axes.legend(title="", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def show_batch(image: np.ndarray, mask: np.ndarray, boundary: np.ndarray) -> Figure:
+    """Show a training batch: images (B, S, S, 3) in [0, 1] above masks and boundary targets (B, S, S)."""
+    names = ("augmented image", "mask", "boundary target")
+    figure, grid = plt.subplots(3, len(image), figsize=(3 * len(image), 9), squeeze=False)
+    for line, (name, stack) in enumerate(zip(names, (image, mask, boundary), strict=True)):
+        for column, picture in enumerate(stack):
+            grid[line, column].imshow(picture, cmap="gray", vmin=0, vmax=1)
+            grid[line, column].set(xticks=[], yticks=[])
+        grid[line, 0].set_ylabel(name)
+    figure.suptitle("one batch as the model sees it")
+    return figure
+
+
+def plot_history(history: pd.DataFrame, title: str) -> Figure:
+    """Show a run's loss and validation Dice over the epochs, with the epoch that was kept."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8))
+    best = history.loc[history["val_dice"].idxmax()]
+    left.plot(history["epoch"], history["train_loss"], lw=3, color=PALETTE[0])
+    left.set(xlabel="epoch", ylabel="training loss (Eq. 5)")
+    right.plot(history["epoch"], history["val_dice"], lw=3, color=PALETTE[1])
+    right.plot(best["epoch"], best["val_dice"], "o", ms=12, color="black")
+    right.annotate("kept", (best["epoch"], best["val_dice"]), (0, -28), textcoords="offset points",
+                   ha="center")  # fmt: skip
+    right.set(xlabel="epoch", ylabel="Dice on the frames\nthat pick the epoch", ylim=(0, 1))
+    figure.suptitle(title)
+    return figure
+
+
+def show_predictions(
+    frames: Frames, probs: np.ndarray, dice: np.ndarray, rows: Sequence[int]
+) -> Figure:
+    """Show image, probability map and outlines (true white, predicted amber, dashed) of some frames.
+
+    ``probs`` (N, S, S) uint8, 255 stands for 1; ``dice`` (N,).
+    """
+    figure, grid = plt.subplots(2, len(rows), figsize=(3.4 * len(rows), 7.6), squeeze=False)
+    for column, row in enumerate(rows):
+        top, bottom = grid[:, column]
+        _show(top, frames.images[row], f"Dice {dice[row]:.2f}")
+        _outline(top, frames.masks[row] > 0, TRUTH)
+        _outline(top, probs[row] >= 128, PRED, "--")
+        shown = bottom.imshow(probs[row] / 255, cmap="cividis", vmin=0, vmax=1)
+        bottom.set_axis_off()
+    figure.colorbar(shown, ax=grid[1, :], label="P(polyp)", shrink=0.9)
+    name = dataset_title(frames.table["dataset"].iloc[0])
+    figure.suptitle(f"{name}\nwhite: truth, amber dashes: prediction")
+    return figure
+
+
+def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]) -> Figure:
+    """Show the trade-off of Fig. 2 (left): parameters against Dice, with 95 % intervals.
+
+    ``table`` is `tables.main_table` of one dataset, recipe and protocol; ``parameters`` counts all
+    of a model's parameters. The paper's Dice, where it has one, is a hollow diamond.
+    """
+    figure, axes = plt.subplots(figsize=(10.5, 6))
+    for row in table.itertuples():
+        ours = row.model.startswith("ultraseg")
+        x, colour = parameters[row.model] / 1e6, PALETTE[3] if ours else PALETTE[0]
+        bar = [[row.dice - row.dice_low], [row.dice_high - row.dice]]
+        axes.errorbar(x, row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
+                      color=colour, capsize=5)  # fmt: skip
+        axes.annotate(row.title, (x, row.dice), (10, 8), textcoords="offset points", size="small")
+        if row.paper_dice == row.paper_dice:
+            axes.plot(x, row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
+    axes.set(
+        xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice, mean over images"
+    )
+    low, high = axes.get_xlim()
+    axes.set_xlim(low * 0.9, high * 1.5)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.set_title(dataset_title(table["dataset"].iloc[0]))
+    return figure
+
+
+def plot_dice_bars(table: pd.DataFrame) -> Figure:
+    """Show Dice of every model with its 95 % interval, best at the top."""
+    ordered = table.sort_values("dice")
+    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.75 * len(ordered)))
+    bars = [ordered["dice"] - ordered["dice_low"], ordered["dice_high"] - ordered["dice"]]
+    colours = [PALETTE[3] if n.startswith("ultraseg") else PALETTE[0] for n in ordered["model"]]
+    axes.barh(ordered["title"], ordered["dice"], xerr=bars, color=colours, capsize=5)
+    axes.set(xlabel="Dice, mean over images and seeds, 95 % interval", xlim=(0, 1))
+    axes.set_title(dataset_title(ordered["dataset"].iloc[0]))
+    return figure
+
+
+def model_title(name: str) -> str:
+    """Return the name of a model as the paper prints it."""
+    return MODELS[name].title

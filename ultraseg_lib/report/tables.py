@@ -1,0 +1,134 @@
+"""Tables from the ledger, ours beside the paper's. Nothing here is typed by hand."""
+
+import numpy as np
+import pandas as pd
+
+from ultraseg_lib.data import catalog
+from ultraseg_lib.models import MODELS
+from ultraseg_lib.paths import PAPER, outputs_dir, whole_file
+from ultraseg_lib.statistics import bootstrap_interval
+
+RUN_KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "seed"]
+GROUP_KEYS = RUN_KEYS[:-1]
+
+
+def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
+    """Write a table to ``outputs/<profile>/tables/<name>.csv``."""
+    with whole_file(outputs_dir(profile) / "tables" / f"{name}.csv") as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def summarize_runs(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Average each run over the images of its own test set: a row a run.
+
+    Columns: the run's settings, images, dice and iou (mean over images), batch_pooled_dice (the
+    released definition), hd95 (px, misses count as the image diagonal), miss_rate (share of images
+    with a polyp of which no pixel was found).
+    """
+    own = ledger[ledger["test_set"] == ledger["dataset"]]
+    missed = (own["area"] > 0) & ~own["detected"].astype(bool)
+    grouped = own.assign(missed=missed, has_polyp=own["area"] > 0).groupby(RUN_KEYS, sort=False)
+    runs = grouped.agg(
+        images=("image_id", "size"),
+        dice=("dice", "mean"),
+        iou=("iou", "mean"),
+        batch_pooled_dice=("batch_pooled_dice", "first"),
+        hd95=("hd95", "mean"),
+        missed=("missed", "sum"),
+        has_polyp=("has_polyp", "sum"),
+    ).reset_index()
+    runs["miss_rate"] = runs.pop("missed") / runs.pop("has_polyp")
+    return runs
+
+
+def _seeds_by_images(own: pd.DataFrame) -> np.ndarray:
+    """Return the Dice of one model as an array (seeds, images)."""
+    return own.pivot(index="seed", columns="image_id", values="dice").to_numpy()
+
+
+def paper_table3() -> pd.DataFrame:
+    """Return Table 3 of the paper in long form: title, dataset, paper_dice."""
+    wide = pd.read_csv(PAPER / "table3_main.csv").rename(columns={"model": "title"})
+    long = wide.melt("title", var_name="dataset", value_name="paper_dice")
+    long = long[long["dataset"].str.endswith("_dice")]
+    return long.assign(dataset=long["dataset"].str.removesuffix("_dice"))
+
+
+def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return Table 3: Dice of each model on each dataset, beside the paper's where it has one.
+
+    Columns: recipe, protocol, epochs, dataset, model, title, seeds, dice (mean over images and
+    seeds), dice_sd (over seeds, NaN for one), dice_low and dice_high (95 % bootstrap over seeds and
+    images), batch_pooled_dice (compare this one with paper_dice), hd95, miss_rate, paper_dice.
+    """
+    runs = summarize_runs(ledger)
+    own = ledger[ledger["test_set"] == ledger["dataset"]]
+    intervals = [
+        (*keys, *bootstrap_interval(_seeds_by_images(group))[1:])
+        for keys, group in own.groupby(GROUP_KEYS, sort=False)
+    ]
+    bounds = pd.DataFrame(intervals, columns=[*GROUP_KEYS, "dice_low", "dice_high"])
+    table = (
+        runs.groupby(GROUP_KEYS, sort=False)
+        .agg(
+            seeds=("seed", "nunique"),
+            dice=("dice", "mean"),
+            dice_sd=("dice", "std"),
+            batch_pooled_dice=("batch_pooled_dice", "mean"),
+            hd95=("hd95", "mean"),
+            miss_rate=("miss_rate", "mean"),
+        )
+        .reset_index()
+        .merge(bounds, on=GROUP_KEYS)
+    )
+    table["title"] = [MODELS[name].title for name in table["model"]]
+    table = table.merge(paper_table3(), on=["title", "dataset"], how="left")
+    return table.sort_values(["recipe", "protocol", "dataset", "dice"], ignore_index=True)
+
+
+def format_main_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the main table as text for reading: mean ± sd and the interval in one cell."""
+    spread = [f" ± {sd:.3f}" if sd == sd else "" for sd in table["dice_sd"]]
+    paper = [f"{value:.4f}" if value == value else "–" for value in table["paper_dice"]]
+    return pd.DataFrame(
+        {
+            "recipe": table["recipe"],
+            "protocol": table["protocol"],
+            "epochs": table["epochs"],
+            "dataset": [catalog()[name]["title"] for name in table["dataset"]],
+            "model": table["title"],
+            "seeds": table["seeds"],
+            "Dice ± sd": [f"{m:.3f}{s}" for m, s in zip(table["dice"], spread, strict=True)],
+            "95 % interval": [
+                f"{low:.3f} to {high:.3f}"
+                for low, high in zip(table["dice_low"], table["dice_high"], strict=True)
+            ],
+            "HD95 (px)": table["hd95"].map("{:.1f}".format),
+            "missed": table["miss_rate"].map("{:.1%}".format),
+            "Dice per batch of 4": table["batch_pooled_dice"].map("{:.3f}".format),
+            "paper": paper,
+        }
+    )
+
+
+def dataset_table(tables: list[pd.DataFrame], areas: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return Table 2 for the data at hand: a row a dataset.
+
+    ``areas`` holds, by dataset name, the share of each image that is polyp, in [0, 1].
+    """
+    rows = []
+    for table in tables:
+        name = table["dataset"].iloc[0]
+        share = areas[name]
+        rows.append(
+            {
+                "dataset": catalog()[name]["title"],
+                "images": len(table),
+                "in the paper": catalog()[name]["pairs"] or "–",
+                "centers": table["center"].replace("", pd.NA).nunique() or "–",
+                "modalities": table["modality"].replace("", pd.NA).nunique() or "–",
+                "without polyp": int((share == 0).sum()),
+                "median polyp area": f"{np.median(share[share > 0]):.1%}",
+            }
+        )
+    return pd.DataFrame(rows)
