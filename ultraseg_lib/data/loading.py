@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import tifffile
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,12 +23,28 @@ from ultraseg_lib.data.layouts import DataError
 from ultraseg_lib.paths import outputs_dir, whole_folder
 
 
+def _decode(path: Path) -> np.ndarray | None:
+    """Return (H, W, 3) uint8 RGB, or None for a file that cannot be decoded.
+
+    The official CVC-ClinicDB TIF files call their three channels grey, and OpenCV then returns the
+    first one only, without a word; tifffile returns all three.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    try:
+        image = tifffile.imread(path)
+    except (OSError, ValueError, tifffile.TiffFileError):
+        return None
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[..., :3]
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Read one image as (H, W, 3) uint8 RGB; raise DataError for a file that cannot be decoded."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = _decode(Path(path))
     if image is None:
         raise DataError(f"{path}: missing or not a readable image; replace it by a fresh copy")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def read_mask(path: str | Path) -> tuple[np.ndarray, bool]:
@@ -35,7 +52,7 @@ def read_mask(path: str | Path) -> tuple[np.ndarray, bool]:
 
     Colour masks count as polyp where any channel exceeds 127; JPEG noise falls to one side.
     """
-    mask = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    mask = _decode(Path(path))
     if mask is None:
         raise DataError(f"{path}: missing or not a readable mask; replace it by a fresh copy")
     brightest = mask.max(axis=2)

@@ -76,19 +76,19 @@ class _Kind:
 
 _POLYPS = {
     "sessile": _Kind(
-        0.46, 0.080, 0.9, "one", (0.3, 0.6), (0.6, 0.9), (0.05, 0.3), (0.14, 0.16),
+        0.46, 0.120, 0.9, "one", (0.3, 0.6), (0.6, 0.9), (0.05, 0.3), (0.26, 0.16),
         (-0.05, 0.05), (0.02, 0.12), True,
     ),
     "flat": _Kind(
-        0.24, 0.065, 0.8, "one", (0.08, 0.20), (0.5, 0.9), (0.10, 0.35), (0.22, 0.12),
+        0.24, 0.100, 0.8, "one", (0.08, 0.20), (0.5, 0.9), (0.10, 0.35), (0.30, 0.14),
         (-0.05, 0.05), (0.04, 0.14),
     ),
     "lobed": _Kind(
-        0.16, 0.100, 0.8, "many", (0.4, 0.7), (0.5, 0.8), (0.05, 0.2), (0.14, 0.16),
+        0.16, 0.140, 0.8, "many", (0.4, 0.7), (0.5, 0.8), (0.05, 0.2), (0.26, 0.16),
         (-0.05, 0.1), (0.05, 0.16), True,
     ),
     "pedunculated": _Kind(
-        0.14, 0.080, 0.7, "stalk", (0.4, 0.7), (0.5, 0.7), (0.05, 0.2), (0.16, 0.16),
+        0.14, 0.120, 0.7, "stalk", (0.4, 0.7), (0.5, 0.7), (0.05, 0.2), (0.26, 0.16),
         (-0.05, 0.05), (0.02, 0.12), True,
     ),
 }  # fmt: skip
@@ -108,7 +108,7 @@ _LOOKALIKES = {
 }  # fmt: skip
 _DRAWN_EVENLY = ("height", "steepness", "softness", "bile", "texture")
 _COUNT_SHARE = (0.06, 0.80, 0.10, 0.04)  # frames with none, one, two, three polyps
-_AREA_RANGE = (0.004, 0.28)  # of a polyp
+_AREA_RANGE = (0.004, 0.35)  # of a polyp
 
 _EXTENT = 1.6  # noise covers [-_EXTENT, _EXTENT] and is mirrored beyond
 _RENDER_SIZE = 256  # smaller frames are drawn at this size, then shrunk: the same picture
@@ -349,7 +349,7 @@ def _sample_scene(rng: np.random.Generator, n_polyps: int | None = None) -> _Sce
     )
     if n_polyps is None:
         n_polyps = int(rng.choice(len(_COUNT_SHARE), p=_COUNT_SHARE))
-    for kinds in [_POLYPS] * n_polyps + [_LOOKALIKES] * rng.integers(0, 5):
+    for kinds in [_POLYPS] * n_polyps + [_LOOKALIKES] * rng.integers(0, 4):
         scene = replace(scene, lumps=(*scene.lumps, _sample_lump(rng, kinds, scene)))
     return replace(scene, glints=_sample_glints(rng, scene.lumps))
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ultraseg_lib.data import Frames, catalog
+from ultraseg_lib.data.synthetic import SyntheticFrame
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
@@ -241,3 +242,13 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
 def model_title(name: str) -> str:
     """Return the name of a model as the paper prints it."""
     return MODELS[name].title
+
+
+def show_modalities(scene: Sequence[SyntheticFrame]) -> Figure:
+    """Show one generated scene under several modalities, each frame titled by its own."""
+    figure, grid = plt.subplots(1, len(scene), figsize=(3.6 * len(scene), 4.4))
+    for axes, frame in zip(grid, scene, strict=True):
+        _show(axes, frame.image, frame.modality)
+        _outline(axes, frame.mask > 0, TRUTH)
+    figure.suptitle(f"one scene under {len(scene)} lights ({GENERATED})")
+    return figure

@@ -1,0 +1,58 @@
+"""Shared helpers of the tests: small datasets on disk, and outputs in a folder of the test's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Run torch on one thread, so that sums are made in one order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point ``ULTRASEG_OUTPUTS`` at a folder of this test."""
+    folder = tmp_path / "outputs"
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point ``ULTRASEG_DATA`` at the real datasets, or skip."""
+    folder = SHARED / "datasets"
+    if not folder.is_dir():
+        pytest.skip("the real datasets are not beside the repository")
+    monkeypatch.setenv("ULTRASEG_DATA", str(folder))
+    return folder
+
+
+def write_pair(image: Path, mask: Path, shape: tuple[int, int] = (40, 50)) -> None:
+    """Write one small image and its mask, a rectangle, to the given files."""
+    rng = np.random.default_rng(len(str(image)))
+    binary = np.zeros(shape, np.uint8)
+    binary[10:25, 12:30] = 255
+    for path, pixels in ((image, rng.integers(0, 255, (*shape, 3), np.uint8)), (mask, binary)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), pixels)
+
+
+@pytest.fixture
+def kvasir(tmp_path: Path) -> Callable[..., Path]:
+    """Give a function that writes a Kvasir-SEG tree of the named images and returns the data folder."""
+
+    def write(names: tuple[str, ...] = ("a", "b", "c d")) -> Path:
+        folder = tmp_path / "data" / "Kvasir-SEG"
+        for name in names:
+            write_pair(folder / "images" / f"{name}.jpg", folder / "masks" / f"{name}.jpg")
+        return tmp_path / "data"
+
+    return write

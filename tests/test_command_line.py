@@ -1,0 +1,127 @@
+"""The two ways in: python -m ultraseg_lib, and run_all.sh. Bad input: one line and a non-zero exit."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ultraseg_lib.__main__ import main
+from ultraseg_lib.paths import ROOT
+
+
+def script(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(ROOT / "run_all.sh"), *words], capture_output=True, text=True
+    )
+
+
+def test_script_explains_every_option():
+    done = script("--help")
+    assert done.returncode == 0
+    for option in (
+        "--profile", "--data", "--only", "--from", "--force", "--models", "--datasets", "--seeds",
+        "--epochs", "--recipe", "--protocol", "--jobs", "--test",
+    ):  # fmt: skip
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--nonsense"], "unknown option --nonsense"),
+        (["--data", "nowhere"], "folder nowhere not found"),
+        (["--data"], "--data needs a folder"),
+        (["--profile", "huge"], "choose demo, lite or full"),
+        (["--epochs"], "--epochs needs a value"),
+        (["--all"], "--all goes with --test"),
+        (["--test", "--epochs", "3"], "--epochs does not go with --test"),
+    ],
+)
+def test_script_refuses_bad_input_before_it_sets_up(words, reason):
+    done = script(*words)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_script_refuses_an_old_python(tmp_path):
+    """A copy without an environment, on a machine whose only Python is 3.8 and without conda."""
+    old = tmp_path / "bin" / "python3"
+    old.parent.mkdir()
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    for tool in ("bash", "dirname", "cat", "cksum", "grep", "uname"):
+        found = subprocess.run(["which", tool], capture_output=True, text=True).stdout.strip()
+        (old.parent / tool).symlink_to(found)
+    for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(
+        [str(old.parent / "bash"), str(tmp_path / "run_all.sh")],
+        env={"PATH": str(old.parent)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "needs Python 3.11 or newer (found Python 3.8.1)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["study", "--profile", "huge"], "choose from demo, full, lite"),
+        (["study", "--models", "unet"], "choose from"),
+        (["study", "--datasets", "kvasir"], "kvasir_seg"),
+        (["study", "--recipe", "soup"], "paper, strong"),
+        (["study", "--protocol", "dirty"], "clean, released"),
+        (["study", "--epochs", "0"], "give 1 or more"),
+        (["study", "--only", "no-such-run"], "not a run of this grid"),
+        (["run", "--only", "77"], "no notebook '77'"),
+        (["run", "--from", "x"], "no notebook 'x'"),
+        (["models", "--models", "ultraseg"], "ultraseg_130k"),
+    ],
+)
+def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert reason in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_missing_data_folder_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path / "nowhere"))
+    assert main(["data"]) == 2
+    assert "pass --data DIR" in capsys.readouterr().err
+
+
+def test_data_lists_what_is_there_and_where_to_get_the_rest(kvasir, monkeypatch, capsys):
+    monkeypatch.setenv("ULTRASEG_DATA", str(kvasir()))
+    assert main(["data"]) == 0
+    told = capsys.readouterr().out
+    assert "kvasir_seg         3 pairs" in told
+    assert "polypgen" in told
+    assert "missing; get it from https://" in told
+
+
+def test_check_passes_here_and_finds_a_fault(capsys, monkeypatch, outputs):
+    assert main(["check"]) == 0
+    assert "FIX" not in capsys.readouterr().out
+    monkeypatch.setattr("ultraseg_lib.check.pinned_versions", lambda: {"numpy": "0.1"})
+    assert main(["check"]) == 1
+    assert "want 0.1" in capsys.readouterr().out
+
+
+def test_a_study_says_first_what_it_will_do(capsys, outputs):
+    words = ["study", "--models", "unet_tiny", "--seeds", "0", "--epochs", "1", "--jobs", "1"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "1 runs, 0 done" in told
+    assert "to run: unet_tiny-synthetic-strong-clean-e1-s0" in told
+    assert main(words) == 0
+    assert "1 runs, 1 done" in capsys.readouterr().out
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "ultraseg_lib", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "study" in done.stdout

@@ -1,0 +1,127 @@
+"""Decoding, the cache, batches; every broken file is named and nothing half-made stays."""
+
+import time
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_pair
+
+from ultraseg_lib.data import DataError, find_dataset, load_frames
+from ultraseg_lib.data.augmentation import AUGMENTATIONS, augment
+from ultraseg_lib.data.loading import Frames, read_mask, to_batch, training_batches
+
+
+def load(root, size=32) -> Frames:
+    return load_frames(find_dataset("kvasir_seg", root).table, size)
+
+
+@pytest.mark.filterwarnings("ignore:.*thresholded at 127")
+def test_frames_are_squashed_and_binary(kvasir, outputs):
+    frames = load(kvasir())
+    assert frames.images.shape == (3, 32, 32, 3)
+    assert set(np.unique(frames.masks)) == {0, 255}
+    assert frames.masks[0].mean() / 255 == pytest.approx(15 * 18 / (40 * 50), abs=0.03)
+
+
+def test_grey_masks_are_thresholded_and_told_once(kvasir, outputs):
+    root = kvasir()
+    with pytest.warns(UserWarning, match="kvasir_seg: 3 of 3 masks hold values other") as told:
+        load(root)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(root)  # from the cache, in silence
+
+
+def test_threshold_is_127_on_the_brightest_channel(tmp_path):
+    pixels = np.zeros((1, 4, 3), np.uint8)
+    pixels[0, :, 2] = (0, 127, 128, 255)
+    cv2.imwrite(str(tmp_path / "m.png"), pixels)
+    mask, was_grey = read_mask(tmp_path / "m.png")
+    assert mask.tolist() == [[0, 0, 255, 255]]
+    assert was_grey
+
+
+def test_corrupt_image_is_named_and_leaves_no_cache(kvasir, outputs):
+    root = kvasir()
+    (root / "Kvasir-SEG/images/b.jpg").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"images/b\.jpg: missing or not a readable image"):
+        load(root)
+    assert not any((outputs / "cache").glob("*"))
+
+
+def test_mask_of_another_size_is_named(kvasir, outputs, tmp_path):
+    root = kvasir()
+    write_pair(tmp_path / "x.jpg", root / "Kvasir-SEG/masks/b.jpg", shape=(30, 30))
+    with pytest.raises(DataError, match=r"masks/b\.jpg: mask is 30×30, its image 50×40"):
+        load(root)
+
+
+@pytest.mark.filterwarnings("ignore:.*thresholded at 127")
+def test_cache_is_made_anew_when_a_file_changes(kvasir, outputs):
+    root = kvasir()
+    before = load(root).images[0].copy()
+    time.sleep(0.01)
+    other = np.full((40, 50, 3), 200, np.uint8)
+    cv2.imwrite(str(root / "Kvasir-SEG/images/a.jpg"), other)
+    assert not np.array_equal(before, load(root).images[0])
+
+
+@pytest.fixture
+def frames() -> Frames:
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (10, 64, 64, 3), np.uint8)
+    masks = np.zeros((10, 64, 64), np.uint8)
+    masks[:, 20:40, 16:44] = 255
+    return Frames(images, masks, pd.DataFrame({"image_id": [str(i) for i in range(10)]}))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation_keeps_masks_binary_and_moves_both_alike(frames, name):
+    marked = np.repeat(frames.masks[..., None], 3, axis=3)
+    images, masks = augment(marked, frames.masks, name, np.random.default_rng(0))
+    assert set(np.unique(masks)) == {0, 255}
+    inner = np.array([cv2.erode(mask, np.ones((5, 5))) for mask in masks]) > 0
+    assert (
+        images[inner].min() > images[masks == 0].mean()
+    )  # what was marked is still under its mask
+
+
+def test_unknown_augmentation_lists_the_known(frames):
+    with pytest.raises(ValueError, match=r"'huge'.*paper.*strong"):
+        augment(frames.images, frames.masks, "huge", np.random.default_rng(0))
+
+
+def test_batches_cover_each_frame_once_and_repeat_by_seed(frames):
+    first = list(training_batches(frames, 4, "strong", seed=1, epoch=2))
+    again = list(training_batches(frames, 4, "strong", seed=1, epoch=2))
+    other = list(training_batches(frames, 4, "strong", seed=1, epoch=3))
+    assert [len(batch.image) for batch in first] == [4, 4, 2]
+    assert all(bool((a.image == b.image).all()) for a, b in zip(first, again, strict=True))
+    assert not bool((first[0].image == other[0].image).all())
+
+
+def test_batch_has_the_ranges_the_models_expect(frames):
+    batch = to_batch(frames.images[:2], frames.masks[:2])
+    assert batch.image.shape == (2, 3, 64, 64)
+    assert 0 <= batch.image.min() <= batch.image.max() <= 1
+    assert set(batch.mask.unique().tolist()) == set(batch.boundary.unique().tolist()) == {0.0, 1.0}
+
+
+def test_official_tif_has_its_colours(real_data):
+    """OpenCV reads the red channel of these files alone; the PNG copies are right."""
+    paths = sorted((real_data / "CVC-ClinicDB/TIF/Original").glob("*.tif"))
+    assert paths
+    for path in paths:
+        copy = real_data / "CVC-ClinicDB/PNG/Original" / f"{path.stem}.png"
+        assert np.array_equal(read_image(path), read_image(copy))
+
+
+def test_corrupt_tif_is_named(tmp_path):
+    (tmp_path / "1.tif").write_bytes(b"II*\x00 and no more")
+    with pytest.raises(DataError, match=r"1\.tif: missing or not a readable image"):
+        read_image(tmp_path / "1.tif")

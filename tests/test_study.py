@@ -1,0 +1,91 @@
+"""The ledger: its columns, its completeness, and what happens when a run fails."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ultraseg_lib import metrics, study
+from ultraseg_lib.report import tables
+
+
+def tiny_plan(**changes) -> study.Profile:
+    plan = study.load_profile("demo", models=["unet_tiny", "lbunet"], seeds=[0, 1], epochs=1)
+    return replace(plan, image_size=32, generated={"count": 40, "seed": 1}, **changes)
+
+
+@pytest.fixture
+def finished(outputs) -> study.Profile:
+    """A study of two models and two seeds, run in processes of their own."""
+    plan = tiny_plan()
+    assert study.run_study(plan, study.plan_runs(plan), jobs=2) == {}
+    return plan
+
+
+def test_a_study_fills_the_ledger_to_the_column(finished):
+    run = study.plan_runs(finished)[0]
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {"config.json", "history.csv", "weights.safetensors", "scores.csv", "probs.npz"}
+    scores = pd.read_csv(run.folder / "scores.csv")
+    assert tuple(scores.columns) == study.SCORE_COLUMNS
+    config = json.loads((run.folder / "config.json").read_text())
+    assert {"run_id", "split_hash", "minutes", "provenance", "recipe_settings"} <= set(config)
+    assert {"commit", "versions", "cpu", "threads"} <= set(config["provenance"])
+
+    test = study.load_frames_of("synthetic", finished).part("test")
+    assert scores["image_id"].tolist() == test.table["image_id"].tolist()
+    probs = np.load(run.folder / "probs.npz")["synthetic"]
+    dice = metrics.dice_score(probs >= 128, test.masks > 0)
+    np.testing.assert_allclose(scores["dice"], dice, atol=1e-12)
+
+    table = tables.main_table(study.read_ledger("demo"))
+    assert sorted(table["model"]) == ["lbunet", "unet_tiny"]
+    assert (table["seeds"] == 2).all()
+    assert table["paper_dice"].isna().all()  # generated images stand in no table of the paper
+    assert len(tables.format_main_table(table)) == 2
+
+
+def test_a_failed_run_is_reported_and_does_not_stop_the_others(outputs, monkeypatch):
+    plan = tiny_plan(image_size=48)  # LB-UNet needs multiples of 32
+    failures = study.run_study(plan, study.plan_runs(plan), jobs=2)
+    assert set(failures) == {r.run_id for r in study.plan_runs(plan) if r.model == "lbunet"}
+    assert "32" in next(iter(failures.values()))
+    assert study.read_ledger("demo")["model"].unique().tolist() == ["unet_tiny"]
+
+
+def test_an_empty_ledger_has_its_columns(outputs):
+    assert set(study.SCORE_COLUMNS) < set(study.read_ledger("demo").columns)
+
+
+def test_protocols_differ_in_who_picks_the_epoch(outputs):
+    frames = study.load_frames_of("synthetic", tiny_plan())
+    test = set(frames.part("test").table["image_id"])
+    for protocol, leaks in (("clean", False), ("released", True)):
+        train, val = study.training_parts(frames, protocol)
+        assert bool(set(val.table["image_id"]) & test) is leaks
+        assert not set(train.table["image_id"]) & test
+
+
+@pytest.mark.parametrize("argument", ["models", "datasets", "recipes", "protocols"])
+def test_unknown_names_list_the_known(argument):
+    with pytest.raises(ValueError, match="unknown 'nonsense'; choose from"):
+        study.load_profile("demo", **{argument: ["nonsense"]})
+
+
+def test_unknown_profile_lists_the_known():
+    with pytest.raises(ValueError, match="'huge'; choose from demo, full, lite"):
+        study.load_profile("huge")
+
+
+@pytest.mark.parametrize("name", study.profile_names())
+def test_every_profile_is_valid(name):
+    runs = study.plan_runs(study.load_profile(name))
+    assert len({run.run_id for run in runs}) == len(runs) > 0
+
+
+def test_paper_table_is_read_in_long_form():
+    paper = tables.paper_table3().set_index(["title", "dataset"])["paper_dice"]
+    assert paper["UltraSeg-130K", "kvasir_seg"] == 0.7489
+    assert len(paper) == 11 * 6  # with the paper's own mean

@@ -1,0 +1,124 @@
+"""A killed run goes on from its last finished epoch and ends where an unbroken one ends."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ultraseg_lib import study
+from ultraseg_lib.models import create_model
+from ultraseg_lib.training import RECIPES, Trainer, predict_probs, train_step
+
+TINY = """
+import sys
+from dataclasses import replace
+from ultraseg_lib import study
+torch_threads = __import__("torch").set_num_threads(1)
+plan = replace(study.load_profile("demo", epochs=6), image_size=32, generated={"count": 40, "seed": 1})
+study.run_once(study.Run("demo", sys.argv[1], "synthetic", "strong", "clean", 6, 0), plan)
+"""
+
+
+def tiny_run(model: str = "ultraseg_108k", **changes) -> tuple[study.Run, study.Profile]:
+    plan = replace(
+        study.load_profile("demo", epochs=6), image_size=32, generated={"count": 40, "seed": 1}
+    )
+    run = study.Run("demo", model, "synthetic", "strong", "clean", 6, 0)
+    return replace(run, **changes), plan
+
+
+def start_and_kill(run: study.Run, model: str) -> int:
+    """Start a run in a process of its own, kill it after some epochs, return the epochs on disk."""
+    process = subprocess.Popen([sys.executable, "-c", TINY, model])
+    try:
+        deadline = time.monotonic() + 120
+        while study.epochs_done(run) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return study.epochs_done(run)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+def test_killed_run_resumes_and_equals_an_unbroken_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "whole"))
+    run, plan = tiny_run()
+    whole = study.run_once(run, plan)
+    whole_history = pd.read_csv(run.folder / "history.csv").drop(columns="seconds")
+
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "broken"))
+    done = start_and_kill(run, run.model)
+    assert 2 <= done < run.epochs
+    seen = []
+    broken = study.run_once(run, plan, on_epoch=lambda row: seen.append(row["epoch"]))
+    assert seen == list(range(done + 1, run.epochs + 1))  # nothing is trained twice
+    pd.testing.assert_frame_equal(whole, broken)
+    history = pd.read_csv(run.folder / "history.csv").drop(columns="seconds")
+    pd.testing.assert_frame_equal(whole_history, history)
+
+
+def test_a_complete_run_is_read_not_trained(outputs):
+    run, plan = tiny_run(epochs=1)
+    first = study.run_once(run, plan)
+    again = study.run_once(run, plan, on_epoch=lambda row: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(first, again, check_dtype=False)
+    assert not (run.folder / "checkpoint.pt").exists()
+
+
+def test_patience_stops_a_run_and_the_best_epoch_is_kept(outputs, monkeypatch):
+    scores = iter([0.5, 0.7, 0.6, 0.6, 0.6, 0.6])
+    monkeypatch.setattr("ultraseg_lib.training.validation_dice", lambda *_: next(scores))
+    run, plan = tiny_run()
+    frames = study.load_frames_of("synthetic", plan)
+    train, val = study.training_parts(frames, "clean")
+    recipe = replace(RECIPES["paper"], patience=3)
+    trainer = Trainer(create_model("unet_tiny"), train, val, recipe, 6, 0, run.folder)
+    trainer.fit()
+    assert len(trainer.history) == 5
+    assert trainer.best_epoch == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(outputs):
+    run, plan = tiny_run()
+    frames = study.load_frames_of("synthetic", plan)
+    train, val = study.training_parts(frames, "clean")
+    recipe = replace(RECIPES["paper"], learning_rate=1e30)
+    trainer = Trainer(create_model("unet_tiny"), train, val, recipe, 6, 0, run.folder)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        trainer.fit()
+
+
+def test_training_lowers_the_loss_on_one_batch(outputs):
+    _, plan = tiny_run()
+    frames = study.load_frames_of("synthetic", plan)
+    from ultraseg_lib.data.loading import to_batch
+
+    batch = to_batch(frames.images[:4], frames.masks[:4])
+    torch.manual_seed(0)
+    model = create_model("ultraseg_130k")
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    losses = [train_step(model, batch, optimizer, RECIPES["strong"]) for _ in range(25)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_probability_maps_keep_the_decision_at_one_half():
+    class Fixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.tensor([-1e-3, 0.0, 1e-3, 20.0]))
+
+        def forward(self, image):
+            from ultraseg_lib.models import Prediction
+
+            return Prediction(self.logits.view(1, 1, 2, 2).expand(len(image), 1, 2, 2))
+
+    maps = predict_probs(Fixed(), np.zeros((3, 2, 2, 3), np.uint8))
+    assert (maps.reshape(3, 4) >= 128).tolist() == [[False, True, True, True]] * 3
+    assert maps.max() == 255
