@@ -10,7 +10,7 @@ from conftest import write_pair
 
 from ultraseg_lib.data import DataError, find_dataset, load_frames
 from ultraseg_lib.data.augmentation import AUGMENTATIONS, augment
-from ultraseg_lib.data.loading import Frames, read_mask, to_batch, training_batches
+from ultraseg_lib.data.loading import Frames, read_image, read_mask, to_batch, training_batches
 
 
 def load(root, size=32) -> Frames:

@@ -7,12 +7,13 @@ complete when ``scores.csv`` is there; the ledger is all complete folders of a p
 import dataclasses
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,8 @@ def run_once(
     frames = load_frames_of(run.dataset, profile)
     train, val = training_parts(frames, run.protocol)
     run.folder.mkdir(parents=True, exist_ok=True)
+    for leftover in run.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     torch.manual_seed(run.seed)
     recipe = RECIPES[run.recipe]
     trainer = Trainer(create_model(run.model), train, val, recipe, run.epochs, run.seed, run.folder)
@@ -197,8 +200,15 @@ def _worker(run: Run, profile: Profile, threads: int) -> str | None:
     """Do one run in a process of its own; return the reason if it failed."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = os.getppid()
+
+    def stop_if_alone(_: dict[str, float]) -> None:
+        if os.getppid() != parent:  # the study was killed: end with this epoch, which is saved
+            raise SystemExit
+
     try:
-        run_once(run, profile)
+        run_once(run, profile, on_epoch=stop_if_alone)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -245,7 +255,12 @@ def run_study(profile: Profile, runs: list[Run], jobs: int | None = None) -> dic
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(_worker, run, profile, max(1, cores // jobs)): run for run in todo}
         started = sum(epochs_done(run) for run in todo)
-        return _watch(futures, sum(run.epochs for run in todo), started)
+        try:
+            return _watch(futures, sum(run.epochs for run in todo), started)
+        except KeyboardInterrupt:
+            for process in active_children():  # else the runs that wait would begin now
+                process.terminate()
+            raise
 
 
 def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:

@@ -36,6 +36,8 @@ def _decode(path: Path) -> np.ndarray | None:
         image = tifffile.imread(path)
     except (OSError, ValueError, tifffile.TiffFileError):
         return None
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+        return None
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[..., :3]
 
 

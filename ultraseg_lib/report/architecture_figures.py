@@ -15,9 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.models.complexity import COUNTED, receptive_field
@@ -26,6 +28,7 @@ from ultraseg_lib.models.layers import (
     GatedDecoderStage,
     GroupShuffleAttention,
     LargeKernelBlock,
+    PredictionGate,
 )
 from ultraseg_lib.models.ultraseg import EnhancedDilatedBlock, UltraSeg
 
@@ -88,18 +91,19 @@ def plot_missed_parameters(table: pd.DataFrame) -> Figure:
 
 
 def record_outputs(
-    model: nn.Module, image: Tensor, kind: type[nn.Module] = nn.Module
+    model: nn.Module, image: Tensor, *kinds: type[nn.Module]
 ) -> dict[str, Tensor | tuple[Tensor | None, ...]]:
-    """Return what every module of a `kind` puts out for image (N, 3, H, W), by the module's name.
+    """Return what every module of some `kinds` (all, if none) puts out for image (N, 3, H, W), by name.
 
     The model itself has the name "". Eval mode and no gradient; the model's mode is kept.
     """
+    kinds = kinds or (nn.Module,)
     outputs: dict[str, Tensor | tuple[Tensor | None, ...]] = {}
 
     def watch(name: str) -> Callable[..., None]:
         return lambda module, inputs, output: outputs.update({name: output})
 
-    named = [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
+    named = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
     handles = [module.register_forward_hook(watch(name)) for name, module in named]
     training = model.training
     with torch.no_grad():
@@ -200,7 +204,7 @@ def _draw_level(axes: Axes, model: UltraSeg, shapes: dict[str, list[Shape]], lev
     stage = model.get_submodule(decoder)
     gated, *maps = shapes[f"{decoder}.gate"]
     heads = "region + boundary" if len(maps) == 2 else "region"
-    up = " ×2" if stage.upsample else ""
+    up = ", ×2" if stage.upsample else ""
     _box(axes, ENCODER_X, y, "encoder", _blocks(encoder), times(shapes[f"encoder{level}"][0]))
     _box(axes, FUSION_X, y, "fusion", "fusion (Eq. 1)", times(shapes[decoder][0]))
     _box(axes, DECODER_X, y, "decoder", f"{_blocks(stage)}{up}, gate", times(gated))
@@ -223,12 +227,10 @@ def _draw_level(axes: Axes, model: UltraSeg, shapes: dict[str, list[Shape]], lev
 
 
 def _blocks(stage: nn.Module) -> str:
-    """Name the blocks of an encoder or decoder stage, as "3×3 conv, 2 × EDB"."""
+    """Name the blocks of an encoder or decoder stage, as "3×3 conv, EDB, EDB"."""
     if isinstance(stage, GatedDecoderStage) or not hasattr(stage, "context"):
         return BLOCK_NAMES[type(stage.block)]
-    names = [BLOCK_NAMES[type(block)] for block in stage.context]
-    counted = [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
-    return ", ".join([BLOCK_NAMES[type(stage.conv)], *counted])
+    return ", ".join(BLOCK_NAMES[type(block)] for block in (stage.conv, *stage.context))
 
 
 def _draw_bottom(axes: Axes, model: UltraSeg, shapes: dict[str, list[Shape]]) -> None:
@@ -257,7 +259,7 @@ def _draw_bottom(axes: Axes, model: UltraSeg, shapes: dict[str, list[Shape]]) ->
 # --- receptive fields ----------------------------------------------------------------------------
 
 
-def show_influence(maps: dict[str, dict[str, Tensor]]) -> Figure:
+def show_influence(maps: dict[str, dict[str, Tensor]], title: str) -> Figure:
     """Show influence maps on one logarithmic scale, each with its effective field as a square.
 
     `maps`: row title to {column title: map (S, S) of `complexity.influence_map`}; a panel that is
@@ -271,23 +273,28 @@ def show_influence(maps: dict[str, dict[str, Tensor]]) -> Figure:
     for axes in grid.flat:
         axes.set_axis_off()
     for line, (label, row) in zip(grid, maps.items(), strict=True):
-        for title, influence in row.items():
-            axes = line[columns.index(title)]
-            shown = _influence_panel(axes, influence.numpy(), PALETTE[1])
-            axes.set_title(f"{title}\n{label}: {receptive_field(influence)} px")
+        for name, influence in row.items():
+            axes = line[columns.index(name)]
+            shown = _influence_panel(axes, influence)
+            axes.set_title(f"{name}\n{label}: {receptive_field(influence)} px")
     bar = figure.colorbar(shown, ax=grid, shrink=0.8, extend="both")
-    bar.set_label("influence on the centre (share of all)")
+    bar.set_label("influence of a pixel on the centre (share)")
+    figure.suptitle(title)
     return figure
 
 
-def _influence_panel(axes: Axes, influence: np.ndarray, colour: tuple) -> object:
-    size = len(influence)
-    shown = axes.imshow(influence, cmap="cividis", norm=LogNorm(1e-7, 1e-2, clip=True))
-    side = receptive_field(torch.from_numpy(influence))
-    corner = size // 2 - side / 2
-    axes.add_patch(Rectangle((corner, corner), side, side, fill=False, ec="white", lw=6))
-    axes.add_patch(Rectangle((corner, corner), side, side, fill=False, ec=colour, lw=3))
-    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+def _influence_panel(axes: Axes, influence: Tensor) -> AxesImage:
+    size, side = len(influence), receptive_field(influence)
+    blocks = avg_pool2d(influence[None], 4)[
+        0
+    ].numpy()  # the mean of 4 × 4 pixels: less noise, same scale
+    shown = axes.imshow(
+        blocks, cmap="cividis", norm=LogNorm(1e-6, 1e-3, clip=True), extent=(0, size, size, 0)
+    )
+    corner = size // 2 + 0.5 - side / 2  # the middle of the centre pixel, less half a side
+    for colour, width in (("white", 6), (PALETTE[1], 3)):
+        place = (corner, corner)
+        axes.add_patch(Rectangle(place, side, side, fill=False, ec=colour, lw=width))
     return shown
 
 
@@ -395,7 +402,7 @@ def gates_of(model: UltraSeg, image: Tensor) -> dict[str, Tensor]:
 
     Keys: "region4" to "region1", "boundary3" to "boundary1", and "mask" for the output.
     """
-    outputs = record_outputs(model, image)
+    outputs = record_outputs(model, image, PredictionGate, UltraSeg)  # not all: memory
     gates = {"mask": torch.sigmoid(outputs[""].logits)}
     for level in "4321":
         _, *logits = outputs[f"decoder{level}.gate"]
@@ -418,7 +425,7 @@ def show_gates(image: np.ndarray, mask: np.ndarray, gates: dict[str, Tensor], ti
         axes.imshow(picture)
     grid[0, 0].contour(mask > 0, [0.5], colors="white", linewidths=3)
     grid[0, 0].set_title("image, true outline")
-    shown = grid[1, 0].imshow(gates["mask"][0, 0], cmap="cividis", vmin=0, vmax=1)
+    shown = grid[1, 0].imshow(gates["mask"][0, 0].numpy(), cmap="cividis", vmin=0, vmax=1)
     grid[1, 0].set_title("predicted mask")
     for line, kind in zip(grid, ("region", "boundary"), strict=True):
         for axes, level in zip(line[1:], (4, 3, 2, 1), strict=True):
@@ -426,7 +433,7 @@ def show_gates(image: np.ndarray, mask: np.ndarray, gates: dict[str, Tensor], ti
             if gate is None:
                 axes.text(0.5, 0.5, f"no {kind}\nhead here", ha="center", va="center")
                 continue
-            axes.imshow(gate[0, 0], cmap="cividis", vmin=0, vmax=1)
+            axes.imshow(gate[0, 0].numpy(), cmap="cividis", vmin=0, vmax=1)
             axes.set_title(f"{kind}, level {level}\n{times(tuple(gate.shape[2:]))}")
     figure.colorbar(shown, ax=grid, label="gate (probability)", shrink=0.8)
     figure.suptitle(title)

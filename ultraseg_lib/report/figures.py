@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ultraseg_lib.data import Frames, catalog
 from ultraseg_lib.data.synthetic import SyntheticFrame
@@ -20,7 +21,7 @@ from ultraseg_lib.provenance import provenance
 
 PALETTE = sns.color_palette("colorblind")
 TRUTH, PRED = "#ffffff", "#ffb000"  # outlines on an image: what is, and what a model says
-GENERATED = "generated, not a patient"
+GENERATED = "generated, no patient"
 
 
 def use_style() -> None:
@@ -114,7 +115,7 @@ def plot_positions(masks: dict[str, np.ndarray]) -> Figure:
     for axes, (name, stack) in zip(grid.flat, masks.items(), strict=True):
         share = 100 * (stack > 0).mean(axis=0)
         shown = axes.imshow(share, cmap="cividis", vmin=0)
-        axes.set_title(dataset_title(name))
+        axes.set_title(dataset_title(name).replace(" (", "\n("))
         axes.set_axis_off()
         figure.colorbar(shown, ax=axes, label="images with polyp here (%)")
     return figure
@@ -151,8 +152,8 @@ def plot_colours(frames: Frames) -> Figure:
     return figure
 
 
-def show_batch(image: np.ndarray, mask: np.ndarray, boundary: np.ndarray) -> Figure:
-    """Show a training batch: images (B, S, S, 3) in [0, 1] above masks and boundary targets (B, S, S)."""
+def show_batch(image: np.ndarray, mask: np.ndarray, boundary: np.ndarray, dataset: str) -> Figure:
+    """Show a training batch of ``dataset``: images (B, S, S, 3) in [0, 1] above masks and boundary targets (B, S, S)."""
     names = ("augmented image", "mask", "boundary target")
     figure, grid = plt.subplots(3, len(image), figsize=(3 * len(image), 9), squeeze=False)
     for line, (name, stack) in enumerate(zip(names, (image, mask, boundary), strict=True)):
@@ -160,7 +161,7 @@ def show_batch(image: np.ndarray, mask: np.ndarray, boundary: np.ndarray) -> Fig
             grid[line, column].imshow(picture, cmap="gray", vmin=0, vmax=1)
             grid[line, column].set(xticks=[], yticks=[])
         grid[line, 0].set_ylabel(name)
-    figure.suptitle("one batch as the model sees it")
+    figure.suptitle(f"one batch as the model sees it: {dataset_title(dataset)}")
     return figure
 
 
@@ -175,6 +176,8 @@ def plot_history(history: pd.DataFrame, title: str) -> Figure:
     right.annotate("kept", (best["epoch"], best["val_dice"]), (0, -28), textcoords="offset points",
                    ha="center")  # fmt: skip
     right.set(xlabel="epoch", ylabel="Dice on the frames\nthat pick the epoch", ylim=(0, 1))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)
     return figure
 
@@ -207,22 +210,25 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     of a model's parameters. The paper's Dice, where it has one, is a hollow diamond.
     """
     figure, axes = plt.subplots(figsize=(10.5, 6))
-    for row in table.itertuples():
+    ordered = sorted(table.itertuples(), key=lambda row: parameters[row.model])
+    for place, row in enumerate(ordered):
         ours = row.model.startswith("ultraseg")
         x, colour = parameters[row.model] / 1e6, PALETTE[3] if ours else PALETTE[0]
         bar = [[row.dice - row.dice_low], [row.dice_high - row.dice]]
         axes.errorbar(x, row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
                       color=colour, capsize=5)  # fmt: skip
-        axes.annotate(row.title, (x, row.dice), (10, 8), textcoords="offset points", size="small")
-        if row.paper_dice == row.paper_dice:
+        offset = (10, 14 if place % 2 else -24)  # neighbours' names on different heights
+        axes.annotate(row.title, (x, row.dice), offset, textcoords="offset points", size="small")
+        if not np.isnan(row.paper_dice):
             axes.plot(x, row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
     axes.set(
         xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice, mean over images"
     )
     low, high = axes.get_xlim()
-    axes.set_xlim(low * 0.9, high * 1.5)
+    axes.set_xlim(low * 0.9, high * 1.6)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(dataset_title(table["dataset"].iloc[0]))
     return figure
 

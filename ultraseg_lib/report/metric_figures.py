@@ -3,6 +3,7 @@
 Every function returns a matplotlib Figure and shows nothing by itself.
 """
 
+import io
 from dataclasses import dataclass
 
 import cv2
@@ -101,10 +102,10 @@ def plot_band_widths(table: pd.DataFrame) -> Figure:
     is made after augmentation).
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
-    style = {"x": "ratio", "hue": "way", "palette": [BLUE, ORANGE], "marker": "o", "lw": 3}
-    style |= {"estimator": "median", "errorbar": ("pi", 90), "ms": 11}
-    sns.lineplot(table, y="width", ax=left, **style)
-    sns.lineplot(table, y="overlap", ax=right, legend=False, **style)
+    style = {"x": "ratio", "marker": "o", "lw": 3, "ms": 11}
+    style |= {"estimator": "median", "errorbar": ("pi", 90)}
+    sns.lineplot(table, y="width", hue="way", palette=[BLUE, ORANGE], ax=left, **style)
+    sns.lineplot(table, y="overlap", color="black", ax=right, **style)
     label = "native size / working size"
     left.set(xlabel=label, ylabel="band width (px)", ylim=(0, 8.5))
     left.legend(title="boundary made", loc="upper right", fontsize="small", title_fontsize="small")
@@ -140,7 +141,7 @@ def plot_loss_terms(table: pd.DataFrame) -> Figure:
     for axes, form in zip(grid.flat, forms, strict=True):
         part = table[table["form"] == form]
         sns.barplot(part, y="term", x="loss", hue="model", palette=[BLUE, ORANGE], ax=axes)
-        axes.set(xlabel="share of the loss (weighted)", ylabel="", title=form)
+        axes.set(xlabel="weighted loss", ylabel="", title=form)
         totals = part.groupby("model", sort=False)["loss"].sum()
         labels = [f"{name}: total {total:.2f}" for name, total in totals.items()]
         axes.legend(axes.get_legend().legend_handles, labels, loc="lower right", fontsize="small")
@@ -286,6 +287,14 @@ def render_threshold(
     return figure
 
 
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG, for an image widget, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 # --- Distances ------------------------------------------------------------------------------
 
 
@@ -310,9 +319,11 @@ def show_distances(
     rows, columns = np.concatenate(points).T
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), width_ratios=(4, 5))
     left.imshow(mask, cmap="Greys", vmin=0, vmax=5)
-    shown = left.scatter(columns, rows, c=distances, s=22, cmap="cividis", marker="s")
-    left.set(xticks=[], yticks=[], title="grey: truth; squares: both boundaries")
-    figure.colorbar(shown, ax=left, label="distance to the other boundary (px)", shrink=0.85)
+    shown = left.scatter(columns, rows, c=distances, s=22, cmap="cividis", vmin=0, vmax=8)
+    left.set_title("grey: truth; dots: both boundaries")
+    left.set_axis_off()
+    figure.colorbar(shown, ax=left, label="distance to the other boundary (px)", shrink=0.85,
+                    extend="max")  # fmt: skip
     share = 100 * np.arange(1, len(distances) + 1) / len(distances)
     right.plot(share, np.sort(distances), lw=4, color="black")
     styles = ("-", "--", "-.", ":")
@@ -332,10 +343,11 @@ def plot_hausdorff(full: NDArray, p95: NDArray, diagonal: float, title: str) -> 
     axes.plot(p95[~gone], full[~gone], "o", ms=10, color=BLUE, alpha=0.7)
     axes.plot(p95[gone], full[gone], "X", ms=14, color=VERMILION, clip_on=False)
     axes.annotate(
-        f"{np.count_nonzero(gone)} missed\nor false alarms", (diagonal, diagonal), (-16, -10),
-        textcoords="offset points", ha="right", va="top", size="small", color=VERMILION,
+        f"{np.count_nonzero(gone)} missed\nor false alarms", (diagonal, diagonal), (-4, 14),
+        textcoords="offset points", ha="right", va="bottom", size="small", color=VERMILION,
     )  # fmt: skip
     axes.set(xlabel="HD95 (px)", ylabel="100 % Hausdorff (px)", title=title)
+    axes.set_ylim(top=1.2 * diagonal)
     return figure
 
 
