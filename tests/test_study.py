@@ -13,7 +13,7 @@ from ultraseg_lib.report import tables
 
 def tiny_plan(**changes) -> study.Profile:
     plan = study.load_profile("demo", models=["unet_tiny", "lbunet"], seeds=[0, 1], epochs=1)
-    return replace(plan, image_size=32, generated={"count": 40, "seed": 1}, **changes)
+    return replace(plan, **{"image_size": 32, "generated": {"count": 40, "seed": 1}} | changes)
 
 
 @pytest.fixture
@@ -53,6 +53,28 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(outputs, monkeypa
     assert set(failures) == {r.run_id for r in study.plan_runs(plan) if r.model == "lbunet"}
     assert "32" in next(iter(failures.values()))
     assert study.read_ledger("demo")["model"].unique().tolist() == ["unet_tiny"]
+
+
+def test_a_run_to_show_is_a_finished_one_first(outputs):
+    plan = tiny_plan()
+    assert study.pick_run(plan, "lbunet") == study.plan_runs(plan)[2]
+    other = replace(study.plan_runs(plan)[2], seed=5)
+    study.run_once(other, plan)
+    assert study.pick_run(plan, "lbunet") == other
+    with pytest.raises(ValueError, match="no run of 'egeunet'"):
+        study.pick_run(plan, "egeunet")
+
+
+def test_a_run_made_from_other_images_is_refused_with_the_way_out(outputs):
+    plan = tiny_plan()
+    run = study.plan_runs(plan)[0]
+    study.run_once(run, plan)
+    for changed in (
+        replace(plan, image_size=64),
+        replace(plan, generated={"count": 40, "seed": 2}),
+    ):
+        with pytest.raises(ValueError, match="remove the folder, or give --force"):
+            study.run_study(changed, [run])
 
 
 def test_an_empty_ledger_has_its_columns(outputs):

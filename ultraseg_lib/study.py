@@ -151,11 +151,30 @@ def score_frames(run_id: str, test_set: str, frames: Frames, probs: np.ndarray) 
     return scores[list(SCORE_COLUMNS)]
 
 
+def _images_of(run: Run, profile: Profile) -> dict[str, Any]:
+    """Return what says which images a run saw; it stands in ``config.json``."""
+    generated = profile.generated if run.dataset == "synthetic" else None
+    made_by = {"generator": data.generator_version()} if generated else {}
+    return {"size": profile.image_size, **(generated or {}), **made_by}
+
+
+def _check_images(run: Run, profile: Profile) -> None:
+    """Raise ValueError if a complete run was made from other images than the profile asks for."""
+    config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    wanted = _images_of(run, profile)
+    if config["images"] != wanted:
+        raise ValueError(
+            f"{run.folder}: made from images {config['images']}, the profile now asks for {wanted};"
+            " remove the folder, or give --force"
+        )
+
+
 def run_once(
     run: Run, profile: Profile, on_epoch: Callable[[dict[str, float]], None] | None = None
 ) -> pd.DataFrame:
     """Train and score one run, or read its scores if it is complete; return its scores."""
     if run.is_complete:
+        _check_images(run, profile)
         return pd.read_csv(run.folder / "scores.csv", keep_default_na=False)
     frames = load_frames_of(run.dataset, profile)
     train, val = training_parts(frames, run.protocol)
@@ -163,8 +182,8 @@ def run_once(
     for leftover in run.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
     torch.manual_seed(run.seed)
-    recipe = RECIPES[run.recipe]
-    trainer = Trainer(create_model(run.model), train, val, recipe, run.epochs, run.seed, run.folder)
+    model = create_model(run.model)
+    trainer = Trainer(model, train, val, RECIPES[run.recipe], run.epochs, run.seed, run.folder)
     trainer.fit(on_epoch)
     return _finish(run, profile, frames, trainer)
 
@@ -181,7 +200,7 @@ def _finish(run: Run, profile: Profile, frames: Frames, trainer: Trainer) -> pd.
     seconds = sum(row["seconds"] for row in trainer.history)
     config = dataclasses.asdict(run) | {
         "run_id": run.run_id,
-        "image_size": profile.image_size,
+        "images": _images_of(run, profile),
         "recipe_settings": dataclasses.asdict(trainer.recipe),
         "split_hash": data.split_hash(frames.table.set_index("image_id")["part"]),
         "best_epoch": trainer.best_epoch,
@@ -245,6 +264,9 @@ def run_study(profile: Profile, runs: list[Run], jobs: int | None = None) -> dic
 
     Each process gets its share of the cores (all cores over ``jobs``). What was done is kept when the study is stopped.
     """
+    for run in runs:
+        if run.is_complete:
+            _check_images(run, profile)
     todo = [run for run in runs if not run.is_complete]
     if not todo:
         return {}
@@ -271,6 +293,26 @@ def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
         return run_once(run, profile, on_epoch=lambda row: bar.update())
 
 
+def finished_runs(profile: str) -> list[Run]:
+    """Return every complete run of a profile's ledger, by name, also those its grid does not plan."""
+    fields = [field.name for field in dataclasses.fields(Run)]
+    folders = [path.parent for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv"))]
+    configs = [json.loads((each / "config.json").read_text(encoding="utf-8")) for each in folders]
+    return [Run(**{name: config[name] for name in fields}) for config in configs]
+
+
+def pick_run(profile: Profile, model: str) -> Run:
+    """Return a run of ``model`` to show: a finished one, the profile's own first, else one planned.
+
+    Raises ValueError where neither the profile nor its ledger knows the model.
+    """
+    planned = [run for run in plan_runs(profile) if run.model == model]
+    finished = [run for run in finished_runs(profile.name) if run.model == model]
+    for run in [*(run for run in planned if run in finished), *finished, *planned]:
+        return run
+    raise ValueError(f"model: no run of {model!r}; the profile has {', '.join(profile.models)}")
+
+
 def read_ledger(profile: str) -> pd.DataFrame:
     """Return every image's scores of every complete run, with the run's settings as columns.
 
@@ -279,9 +321,9 @@ def read_ledger(profile: str) -> pd.DataFrame:
     """
     keys = ["model", "dataset", "recipe", "protocol", "epochs", "seed"]
     tables = []
-    for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv")):
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        table = pd.read_csv(path, keep_default_na=False)
+    for run in finished_runs(profile):
+        config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+        table = pd.read_csv(run.folder / "scores.csv", keep_default_na=False)
         pooled = table["test_set"].map(config["batch_pooled_dice"])
         tables.append(table.assign(**{k: config[k] for k in keys}, batch_pooled_dice=pooled))
     if not tables:

@@ -1,7 +1,9 @@
 """Datasets: ``load_dataset(name, ...)`` goes from a name to frames with their split."""
 
+import hashlib
 from pathlib import Path
 
+from ultraseg_lib.data import synthetic
 from ultraseg_lib.data.layouts import (
     DataError,
     FoundDataset,
@@ -13,7 +15,6 @@ from ultraseg_lib.data.layouts import (
 )
 from ultraseg_lib.data.loading import Frames, join_frames, load_frames
 from ultraseg_lib.data.splits import add_split, split_hash
-from ultraseg_lib.data.synthetic import write_dataset
 from ultraseg_lib.paths import data_dir, outputs_dir
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "check_dataset_name",
     "find_dataset",
     "find_datasets",
+    "generator_version",
     "join_frames",
     "load_dataset",
     "load_frames",
@@ -32,15 +34,21 @@ __all__ = [
 ]
 
 
+def generator_version() -> str:
+    """Return eight hexadecimal digits that change with the generator's code."""
+    code = Path(synthetic.__file__).read_bytes()
+    return hashlib.sha256(code).hexdigest()[:8]
+
+
 def _generated_folder(size: int, count: int, seed: int) -> Path:
-    return outputs_dir("generated") / f"synthetic-{size}-{count}-{seed}"
+    return outputs_dir("generated") / f"synthetic-{size}-{count}-{seed}-{generator_version()}"
 
 
 def load_generated(size: int, count: int, seed: int) -> Frames:
     """Return ``count`` generated frames at ``size`` pixels with their split, making them once."""
     folder = _generated_folder(size, count, seed)
     if not (folder / "table.csv").exists():
-        write_dataset(folder, count=count, size=size, seed=seed)
+        synthetic.write_dataset(folder, count=count, size=size, seed=seed)
     table = add_split(read_table(folder / "table.csv", "synthetic"), "synthetic")
     return load_frames(table, size)
 

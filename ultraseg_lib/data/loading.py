@@ -170,7 +170,7 @@ class Batch:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """Turn (B, H, W, 3) uint8 into (B, 3, H, W) float32 in [0, 1], channels last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
+    return torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).float().div_(255)
 
 
 def to_batch(images: np.ndarray, masks: np.ndarray, edge_method: str = "canny") -> Batch:

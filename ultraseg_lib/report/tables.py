@@ -86,6 +86,12 @@ def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["recipe", "protocol", "dataset", "dice"], ignore_index=True)
 
 
+def largest_group(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the recipe, protocol, epochs and dataset that the most models share."""
+    groups = [group for _, group in table.groupby(GROUP_KEYS[:-1], sort=False)]
+    return max(groups, key=len) if groups else table
+
+
 def format_main_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return the main table as text for reading: mean ± sd and the interval in one cell."""
     spread = [f" ± {sd:.3f}" if sd == sd else "" for sd in table["dice_sd"]]
