@@ -55,8 +55,8 @@ def test_edge_length_of_a_square_runs_through_its_outer_pixels():
 def test_boundary_pixels_of_a_square_and_at_the_frame():
     mask = np.zeros((8, 8), bool)
     mask[2:6, 2:6] = True
-    assert mf.boundary_pixels(mask).sum() == 12
-    assert mf.boundary_pixels(np.ones((8, 8), bool)).sum() == 28
+    assert metrics.boundary_pixels(mask).sum() == 12
+    assert metrics.boundary_pixels(np.ones((8, 8), bool)).sum() == 28
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 31), (31, 0), (31, 31)])

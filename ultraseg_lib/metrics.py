@@ -292,6 +292,15 @@ def score_images(pred: BoolArray, mask: BoolArray) -> dict[str, np.ndarray]:
     }
 
 
+def boundary_pixels(mask: BoolArray) -> BoolArray:
+    """Keep the pixels of one mask (H, W) bool with background, or the frame, beside them.
+
+    >>> int(boundary_pixels(np.ones((4, 4), bool)).sum())
+    12
+    """
+    return _boundary(np.ascontiguousarray(mask).view(np.uint8)) > 0
+
+
 # --- How it is done -------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ultraseg_lib.paths import NOTEBOOKS, outputs_dir, whole_file
 from ultraseg_lib.study import Profile
 
-FIRST_WITH_RUNS = 4  # notebooks from this number on read trained runs
+WITHOUT_RUNS = (1,)  # the numbers of the notebooks that read no trained runs
 PER_MODEL = "04_train_model"
 
 
@@ -43,7 +43,7 @@ def find_notebooks(only: str | None = None, start: str | None = None) -> list[Pa
 
 def need_runs(notebooks: list[Path]) -> bool:
     """Return whether any of the notebooks reads trained runs."""
-    return any(number(path) >= FIRST_WITH_RUNS for path in notebooks)
+    return any(number(path) not in WITHOUT_RUNS for path in notebooks)
 
 
 def plan_executions(notebooks: list[Path], profile: Profile) -> list[Execution]:

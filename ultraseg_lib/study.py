@@ -162,9 +162,9 @@ def _check_images(run: Run, profile: Profile) -> None:
     """Raise ValueError if a complete run was made from other images than the profile asks for."""
     config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
     wanted = _images_of(run, profile)
-    if config["images"] != wanted:
+    if config.get("images") != wanted:
         raise ValueError(
-            f"{run.folder}: made from images {config['images']}, the profile now asks for {wanted};"
+            f"{run.folder}: made from images {config.get('images')}, the profile now asks for {wanted};"
             " remove the folder, or give --force"
         )
 

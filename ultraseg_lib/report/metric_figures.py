@@ -298,13 +298,6 @@ def to_png(figure: Figure) -> bytes:
 # --- Distances ------------------------------------------------------------------------------
 
 
-def boundary_pixels(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Keep the pixels of a mask (H, W) with a background pixel or the frame beside them."""
-    pixels = mask.astype(np.uint8)
-    inner = cv2.erode(pixels, metrics.CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return (pixels - inner) > 0
-
-
 def show_distances(
     pred: NDArray[np.bool_], mask: NDArray[np.bool_], scores: dict[str, float]
 ) -> Figure:
@@ -312,7 +305,7 @@ def show_distances(
 
     ``pred`` and ``mask`` (H, W), neither empty.
     """
-    rims = [boundary_pixels(each) for each in (pred, mask)]
+    rims = [metrics.boundary_pixels(each) for each in (pred, mask)]
     points = [np.argwhere(rim) for rim in rims]
     away = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
     distances = np.concatenate([away.min(axis=1), away.min(axis=0)])
