@@ -93,7 +93,11 @@ def test_a_failing_notebook_is_kept_reported_and_does_not_stop_the_next(outputs,
 
     for name, source in (("01_bad", "profile = 'demo'\n1 / 0"), ("02_good", "profile = 'demo'")):
         cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / f"{name}.ipynb")
+        kernel = {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata=kernel)
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
     found = sorted(tmp_path.glob("*.ipynb"))
     plan = notebooks.plan_executions(found, study.load_profile("demo"))
     minutes, failures = notebooks.run_notebooks(plan, study.load_profile("demo"))

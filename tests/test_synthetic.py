@@ -71,7 +71,7 @@ def test_areas_span_tiny_to_large(frames):
     areas = np.array([(frame.mask > 0).mean() for frame in frames if frame.n_polyps == 1])
     assert areas.min() < 0.008
     assert areas.max() > 0.18
-    assert 0.02 < np.median(areas) < 0.08
+    assert 0.05 < np.median(areas) < 0.15
 
 
 def test_every_polyp_shape_occurs(frames):

@@ -30,7 +30,7 @@ def outputs_dir(profile: str | None = None) -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; rename it to ``path`` only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -179,7 +179,7 @@ def run_once(
     frames = load_frames_of(run.dataset, profile)
     train, val = training_parts(frames, run.protocol)
     run.folder.mkdir(parents=True, exist_ok=True)
-    for leftover in run.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+    for leftover in run.folder.glob(".*.tmp.*"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
     torch.manual_seed(run.seed)
     model = create_model(run.model)

@@ -217,15 +217,19 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
         bar = [[row.dice - row.dice_low], [row.dice_high - row.dice]]
         axes.errorbar(x, row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
                       color=colour, capsize=5)  # fmt: skip
-        offset = (10, 14 if place % 2 else -24)  # neighbours' names on different heights
-        axes.annotate(row.title, (x, row.dice), offset, textcoords="offset points", size="small")
+        above = place % 2 == 1  # so that neighbours' names do not meet
+        end = (x, row.dice_high if above else row.dice_low)
+        axes.annotate(row.title, end, (0, 8 if above else -26), textcoords="offset points",
+                      ha="center", size="small")  # fmt: skip
         if not np.isnan(row.paper_dice):
             axes.plot(x, row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
     axes.set(
         xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice, mean over images"
     )
     low, high = axes.get_xlim()
-    axes.set_xlim(low * 0.9, high * 1.6)
+    axes.set_xlim(low / 1.4, high * 1.4)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom - 0.1 * (top - bottom), top + 0.1 * (top - bottom))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
