@@ -117,4 +117,4 @@ export PATH PYTHONWARNINGS=ignore::DeprecationWarning
 if [ "$mode" = test ]; then
     exec bash tests/run.sh "$all"
 fi
-exec python -m ultraseg_lib run "${options[@]}"
+exec python -m ultraseg_lib run ${options[@]+"${options[@]}"} # bash 3 knows no empty array

@@ -83,7 +83,9 @@ def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
     )
     table["title"] = [MODELS[name].title for name in table["model"]]
     table = table.merge(paper_table3(), on=["title", "dataset"], how="left")
-    return table.sort_values(["recipe", "protocol", "dataset", "dice"], ignore_index=True)
+    order = ["recipe", "protocol", "dataset", "epochs", "dice"]
+    rising = [True, True, True, True, False]  # the best model first
+    return table.sort_values(order, ascending=rising, ignore_index=True)
 
 
 def largest_group(table: pd.DataFrame) -> pd.DataFrame:
