@@ -3,11 +3,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_pair
 
-from ultraseg_lib.data import DataError, find_dataset, find_datasets
+from ultraseg_lib.data import DataError, find_dataset, find_datasets, look_for_datasets
 from ultraseg_lib.data.layouts import COLUMNS
+from ultraseg_lib.data.loading import read_image, read_mask
 
 
 def test_kvasir_is_found_below_other_folders(kvasir, tmp_path):
@@ -40,6 +42,139 @@ def test_polypgen_tells_centers(tmp_path):
     table = find_dataset("polypgen", tmp_path).table
     assert table["center"].tolist() == ["C1", "C2"]
     assert table["image_id"].tolist() == ["C1/x", "C2/x"]
+
+
+def test_polypgen_sequence_frames_are_left_aside(tmp_path):
+    base = tmp_path / "PolypGen2021_MultiCenterData_v3"
+    write_pair(base / "data_C1/images_C1/x.jpg", base / "data_C1/masks_C1/x_mask.jpg")
+    frames = base / "sequenceData/positive/seq1"
+    write_pair(frames / "images_seq1/y.jpg", frames / "masks_seq1/y_mask.jpg")
+    found = find_datasets(tmp_path)
+    assert list(found) == ["polypgen"]
+    assert found["polypgen"].table["image_id"].tolist() == ["C1/x"]
+
+
+def test_clinicdb_tells_the_sequence_of_each_frame(tmp_path):
+    base = tmp_path / "CVC-ClinicDB"
+    for name in ("1", "26", "612"):
+        write_pair(base / f"Original/{name}.tif", base / f"Ground Truth/{name}.tif")
+    table = find_dataset("cvc_clinicdb", tmp_path).table
+    assert dict(zip(table["image_id"], table["sequence"], strict=True)) == {
+        "1": "1", "26": "2", "612": "29",
+    }  # fmt: skip
+
+
+def test_kvasir_instrument_is_told_from_kvasir_seg_by_its_folder(kvasir):
+    root = kvasir()
+    base = root / "kvasir-instrument"
+    write_pair(base / "images/i.jpg", base / "masks/i.png")
+    for name in ("train.txt", "test.txt", "bboxes.json"):
+        (base / name).write_text("i\n")
+    found = find_datasets(root)
+    assert list(found) == ["kvasir_seg", "kvasir_instrument"]
+    assert found["kvasir_instrument"].table["image_id"].tolist() == ["i"]
+
+
+@pytest.fixture
+def polypdb(tmp_path):
+    """A small PolypDB: names with spaces, one under WLI and NBI, an LCI image without a mask."""
+    by_modality = tmp_path / "PolypDB" / "PolypDB_modality_wise"
+    by_center = tmp_path / "PolypDB" / "PolypDB_center_wise"
+    for center, modality, name in (
+        ("BKAI", "WLI", "PKHL_15 220831_201223"), ("BKAI", "LCI", "l 1"), ("BKAI", "LCI", "l 2"),
+        ("Simula", "WLI", "100H0004"), ("Simula", "NBI", "100H0004"), ("Karolinska", "WLI", "k"),
+    ):  # fmt: skip
+        for base in (by_modality / modality, by_center / center / modality):
+            write_pair(base / f"images/{name}.jpg", base / f"masks/{name}.jpg")
+    (by_modality / "LCI/masks/l 2.jpg").unlink()
+    (by_center / "BKAI/LCI/masks/l 2.jpg").unlink()
+    return tmp_path / "PolypDB"
+
+
+def test_polypdb_joins_modality_and_center(polypdb):
+    found = find_dataset("polypdb", polypdb.parent)
+    told = found.table.set_index("image_id")[["modality", "center"]]
+    assert told.apply(tuple, axis=1).to_dict() == {
+        "WLI/PKHL_15 220831_201223": ("WLI", "BKAI"),
+        "LCI/l 1": ("LCI", "BKAI"),
+        "WLI/100H0004": ("WLI", "Simula"),
+        "NBI/100H0004": ("NBI", "Simula"),
+        "WLI/k": ("WLI", "Karolinska"),
+    }
+    assert found.folder == polypdb / "PolypDB_modality_wise"
+    assert found.passed_over == ()  # the other tree was used
+    assert [Path(line.split(": ")[0]).name for line in found.skipped] == ["l 2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "center"), [("center", {""}), ("modality", {"BKAI", "Simula", "Karolinska"})]
+)
+def test_polypdb_is_read_from_either_tree_alone(polypdb, gone, center):
+    shutil.rmtree(polypdb / f"PolypDB_{gone}_wise")
+    table = find_dataset("polypdb", polypdb.parent).table
+    assert len(table) == 5
+    assert set(table["center"]) == center
+    assert set(table["modality"]) == {"WLI", "LCI", "NBI"}
+
+
+def test_polypdb_image_in_two_centers_is_named(polypdb):
+    shutil.rmtree(polypdb / "PolypDB_modality_wise")
+    base = polypdb / "PolypDB_center_wise/BKAI/WLI"
+    write_pair(base / "images/k.jpg", base / "masks/k.jpg")
+    with pytest.raises(DataError, match="WLI/k stands in two folders"):
+        find_dataset("polypdb", polypdb.parent)
+
+
+def test_polypdb_forgives_one_lci_mask_and_no_more(polypdb):
+    (polypdb / "PolypDB_modality_wise/LCI/masks/l 1.jpg").unlink()
+    shutil.rmtree(polypdb / "PolypDB_center_wise")
+    with pytest.raises(DataError, match=r"LCI/images/l 2\.jpg.*missing"):
+        find_dataset("polypdb", polypdb.parent)
+
+
+def test_etis_is_read_as_published_too(tmp_path):
+    base = tmp_path / "ETIS-LaribPolypDB"
+    write_pair(base / "ETIS-LaribPolypDB/1.tif", base / "Ground Truth/p1.tif")
+    table = find_dataset("etis_larib", tmp_path).table
+    assert table["image_id"].tolist() == ["1"]
+    assert table["mask"].str.endswith("p1.tif").all()
+
+
+def test_a_folder_of_ones_own_gives_the_dataset_its_name(tmp_path):
+    base = tmp_path / "data" / "My Clinic 2024"
+    write_pair(base / "images/a.png", base / "masks/a_mask.png")
+    found = find_datasets(tmp_path / "data")
+    assert list(found) == ["my_clinic_2024"]
+    assert set(found["my_clinic_2024"].table["dataset"]) == {"my_clinic_2024"}
+    assert len(find_dataset("my_clinic_2024", tmp_path / "data").table) == 1
+
+
+def test_of_two_own_folders_of_one_name_the_fuller_is_taken(tmp_path):
+    for parent, names in (("x", "a"), ("y", "ab")):
+        for name in names:
+            base = tmp_path / parent / "clinic"
+            write_pair(base / f"images/{name}.png", base / f"masks/{name}.png")
+    found = find_dataset("clinic", tmp_path)
+    assert found.folder == tmp_path / "y" / "clinic"
+    assert found.passed_over == (tmp_path / "x" / "clinic",)
+
+
+@pytest.mark.parametrize(("images", "masks"), [("image", "mask"), ("images", "masks")])
+def test_pranet_folders_are_two_datasets_and_no_others(tmp_path, images, masks):
+    train = tmp_path / "polyp/TrainDataset"
+    write_pair(train / f"{images}/cju.png", train / f"{masks}/cju.png")
+    for name in ("CVC-ClinicDB", "ETIS-LaribPolypDB", "Kvasir"):
+        base = tmp_path / "polyp/TestDataset" / name
+        write_pair(base / "images/1.png", base / "masks/1.png")
+    found = find_datasets(tmp_path)
+    assert list(found) == [
+        "pranet_train",
+        "pranet_test",
+    ]  # ETIS in TestDataset is not the whole ETIS
+    assert found["pranet_train"].table["image_id"].tolist() == ["cju"]
+    assert found["pranet_test"].table["image_id"].tolist() == [
+        "CVC-ClinicDB/1", "ETIS-LaribPolypDB/1", "Kvasir/1",
+    ]  # fmt: skip
 
 
 def test_absent_dataset_is_none(tmp_path):
@@ -86,6 +221,17 @@ def test_unknown_dataset_lists_the_known(tmp_path):
         find_dataset("kvasir", tmp_path)
 
 
+def test_every_problem_of_every_dataset_is_kept(kvasir):
+    root = kvasir()
+    for name in ("a", "b"):
+        (root / f"Kvasir-SEG/masks/{name}.jpg").unlink()
+    found = look_for_datasets(root)["kvasir_seg"]
+    assert len(found.problems) == 2
+    assert found.table["image_id"].tolist() == ["c d"]
+    with pytest.raises(DataError, match=r"1 more: python -m ultraseg_lib data verify"):
+        find_datasets(root)
+
+
 def test_real_datasets_have_their_counts(real_data):
     found = find_datasets(real_data)
     counts = {name: len(dataset.table) for name, dataset in found.items()}
@@ -95,3 +241,27 @@ def test_real_datasets_have_their_counts(real_data):
     }  # fmt: skip
     by_center = found["polypgen"].table["center"].value_counts()
     assert [by_center[f"C{i}"] for i in range(1, 7)] == [256, 301, 457, 227, 208, 88]
+    assert [path.name for path in found["cvc_clinicdb"].passed_over] == ["TIF"]
+    assert found["cvc_clinicdb"].table["sequence"].nunique() == 29
+    assert all(each.skipped == each.problems == () for each in found.values())
+
+
+def test_real_tif_pixels_equal_the_png(real_data):
+    folder = real_data / "CVC-ClinicDB"
+    files = sorted((folder / "TIF" / "Original").glob("*.tif"))
+    assert len(files) == 12
+    for tif in files:
+        png = folder / "PNG" / "Original" / f"{tif.stem}.png"
+        assert np.array_equal(read_image(tif), read_image(png))
+        masks = [
+            folder / kind / "Ground Truth" / f"{tif.stem}.{kind.lower()}" for kind in ("TIF", "PNG")
+        ]
+        assert np.array_equal(*(read_mask(mask)[0] for mask in masks))
+
+
+def test_real_masks_are_noisy_or_coloured_and_become_binary(real_data):
+    for name in ("kvasir_seg", "bkai_igh"):
+        mask = find_dataset(name, real_data).table["mask"].iloc[0]
+        binary, was_grey = read_mask(mask)
+        assert was_grey
+        assert set(np.unique(binary)) == {0, 255}

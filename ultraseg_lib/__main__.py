@@ -1,12 +1,15 @@
 """The command line: ``python -m ultraseg_lib check | data | models | study | run``."""
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ultraseg_lib.data import FoundDataset
     from ultraseg_lib.study import Profile, Run
 
 
@@ -50,20 +53,80 @@ def command_check(args: argparse.Namespace) -> int:
     return int(any(finding.fix for finding in findings))
 
 
+def _as_json(found: "dict[str, FoundDataset]") -> str:
+    """Describe the datasets for programs: name, path, pairs, empty_masks, centers, modalities."""
+    from ultraseg_lib.data.verify import count_empty_masks
+
+    rows = []
+    for name, dataset in found.items():
+        columns = {"centers": "center", "modalities": "modality"}
+        labels = {key: sorted(set(dataset.table[each]) - {""}) for key, each in columns.items()}
+        counts = {"pairs": len(dataset.table), "empty_masks": count_empty_masks(dataset.table)}
+        rows.append({"name": name, "path": str(dataset.folder)} | counts | labels)
+    return json.dumps(rows, indent=2)
+
+
 def command_data(args: argparse.Namespace) -> int:
-    """List the datasets that are there, and those that are missing with their official page."""
-    from ultraseg_lib.data import catalog, find_datasets
+    """List the datasets that are there, and those that are missing with the way to get them."""
+    from ultraseg_lib.data import catalog, find_datasets, look_for_datasets
     from ultraseg_lib.paths import data_dir
 
-    found = find_datasets(data_dir())
-    for name, entry in catalog().items():
-        if name in found:
-            dataset = found[name]
-            print(f"{name:<14} {len(dataset.table):>5} pairs  {dataset.folder}")
-            for folder in dataset.passed_over:
-                print(f"{'':<14} {'':>5} passed over (less complete): {folder}")
-        elif entry["page"]:
-            print(f"{name:<14}     - missing; get it from {entry['page']}")
+    if args.json:
+        print(_as_json(find_datasets(data_dir())))
+        return 0
+    found = look_for_datasets(data_dir())
+    for name, dataset in found.items():
+        print(f"{name:<14} {len(dataset.table):>5} pairs  {dataset.folder}")
+        for folder in dataset.passed_over:
+            print(f"{'':<14} {'':>5} passed over (less complete): {folder}")
+        for line in (*dataset.skipped, *dataset.problems[:1]):
+            print(f"{'':<14} {'':>5} {line}")
+    missing = [name for name, entry in catalog().items() if name not in found and entry["page"]]
+    for name in missing:
+        print(f"{name:<14}     - missing; get it from {catalog()[name]['page']}")
+    if missing:
+        print("python -m ultraseg_lib data fetch NAME downloads it, or tells the steps")
+    return 0
+
+
+def command_fetch(args: argparse.Namespace) -> int:
+    """Download and unpack one dataset where its licence allows it, else print the steps to it."""
+    from ultraseg_lib.data import catalog
+    from ultraseg_lib.data.fetch import fetch, how_to_get
+    from ultraseg_lib.paths import data_dir
+
+    print(how_to_get(args.name), flush=True)
+    if "url" in catalog()[args.name]:
+        print(f"unpacked: {fetch(args.name, args.to or data_dir())}")
+    return 0
+
+
+def command_verify(args: argparse.Namespace) -> int:
+    """Read every file, compare counts and sizes, name each that is wrong; 1 if any is."""
+    from ultraseg_lib.data import look_for_datasets
+    from ultraseg_lib.data.verify import verify
+    from ultraseg_lib.paths import data_dir
+
+    found = look_for_datasets(data_dir())
+    absent = [name for name in args.names if name not in found]
+    if absent or not found:
+        raise ValueError(f"no dataset {' or '.join(absent) or 'at all'} below {data_dir()}")
+    verdicts = [verify(found[name]) for name in args.names or found]
+    for verdict in verdicts:
+        result = f"{len(verdict.wrong)} WRONG" if verdict.wrong else "OK"
+        counts = f"{verdict.pairs:>5} pairs, {verdict.empty_masks:>3} without polyp"
+        print(f"{verdict.name:<18}{counts}  {result}")
+        for line in (*found[verdict.name].skipped, *verdict.wrong):
+            print(f"    {line}")
+    return int(any(verdict.wrong for verdict in verdicts))
+
+
+def command_audit(args: argparse.Namespace) -> int:
+    """Look for near-duplicates, leaks across splits, cut sequences and odd masks."""
+    from ultraseg_lib.data import audit, find_datasets
+    from ultraseg_lib.paths import data_dir
+
+    print(audit.run(find_datasets(data_dir())))
     return 0
 
 
@@ -126,6 +189,20 @@ def command_run(args: argparse.Namespace) -> int:
     return int(bool(unfinished or failures))
 
 
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs; reads every mask")
+    actions = parser.add_subparsers(metavar="action")
+    fetch = actions.add_parser("fetch", help=command_fetch.__doc__)
+    fetch.add_argument("name", help="of the dataset, as listed")
+    fetch.add_argument("--to", type=Path, metavar="DIR", help="default: the data folder")
+    verify = actions.add_parser("verify", help=command_verify.__doc__)
+    verify.add_argument("names", nargs="*", help="of datasets, as listed (default: all)")
+    audit = actions.add_parser("audit", help=command_audit.__doc__)
+    commands = {fetch: command_fetch, verify: command_verify, audit: command_audit}
+    for action, command in commands.items():
+        action.set_defaults(command=command)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ultraseg_lib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -136,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     add("check", command_check)
-    add("data", command_data)
+    _add_data(add("data", command_data))
     models = add("models", command_models)
     models.add_argument("--models", type=_list_of(str), help="only these, comma-separated")
     models.add_argument("--json", action="store_true", help="for programs")

@@ -295,10 +295,10 @@ def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
 
 def finished_runs(profile: str) -> list[Run]:
     """Return every complete run of a profile's ledger, by name, also those its grid does not plan."""
-    fields = [field.name for field in dataclasses.fields(Run)]
+    fields = [field.name for field in dataclasses.fields(Run) if field.name != "profile"]
     folders = [path.parent for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv"))]
     configs = [json.loads((each / "config.json").read_text(encoding="utf-8")) for each in folders]
-    return [Run(**{name: config[name] for name in fields}) for config in configs]
+    return [Run(profile, **{name: config[name] for name in fields}) for config in configs]
 
 
 def pick_run(profile: Profile, model: str) -> Run:

@@ -9,8 +9,10 @@ from ultraseg_lib.data.layouts import (
     FoundDataset,
     catalog,
     check_dataset_name,
+    dataset_title,
     find_dataset,
     find_datasets,
+    look_for_datasets,
     read_table,
 )
 from ultraseg_lib.data.loading import Frames, join_frames, load_frames
@@ -23,6 +25,7 @@ __all__ = [
     "Frames",
     "catalog",
     "check_dataset_name",
+    "dataset_title",
     "find_dataset",
     "find_datasets",
     "generator_version",
@@ -30,6 +33,7 @@ __all__ = [
     "load_dataset",
     "load_frames",
     "load_generated",
+    "look_for_datasets",
     "split_hash",
 ]
 

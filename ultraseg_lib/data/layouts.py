@@ -1,22 +1,32 @@
 """From folders as they are downloaded to one tidy table: a row an image.
 
 Columns: dataset, image_id, image, mask, center, modality, sequence. ``image`` and ``mask`` are paths;
-``center``, ``modality`` and ``sequence`` are text, empty where a dataset does not tell.
+``center``, ``modality`` and ``sequence`` are text, empty where a dataset does not tell. How each
+dataset's folders look stands in ``catalog.yaml``.
 """
 
 import os
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from ultraseg_lib.paths import ROOT
+
 COLUMNS = ("dataset", "image_id", "image", "mask", "center", "modality", "sequence")
+SEQUENCES = ROOT / "data" / "sequences"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_DEPTH = 5
+PLAIN_TREES = [  # a dataset of the user's own
+    {"images": "image|images", "masks": "mask|masks"},
+    {"images": "image|images", "masks": "mask|masks", "mask_name": "{stem}_mask"},
+]
 
 
 class DataError(ValueError):
@@ -25,12 +35,34 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class FoundDataset:
-    """One dataset below the data folder: its table, and the trees that hold it too but were not used."""
+    """One dataset below the data folder.
+
+    ``passed_over``: trees that hold it too but were not used. ``skipped``: images left out for a fault
+    that every copy has. ``problems``: what is wrong, a line each, with its fix.
+    """
 
     name: str
     folder: Path
     table: pd.DataFrame
     passed_over: tuple[Path, ...] = ()
+    skipped: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass
+class _Tree:
+    """What was read by one of the ``trees`` of the catalog in one folder."""
+
+    folder: Path
+    rule: dict[str, str]
+    rows: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def place(self) -> Path:
+        """The last folder before the parts that differ from image folder to image folder."""
+        return self.folder / Path(self.rule["images"].split("{")[0] + "-").parent
 
 
 @lru_cache(maxsize=1)
@@ -38,6 +70,11 @@ def catalog() -> dict[str, dict[str, Any]]:
     """Return ``catalog.yaml``: dataset name -> title, licence, page, expected pairs, folder names."""
     text = Path(__file__).with_name("catalog.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
+
+
+def dataset_title(name: str) -> str:
+    """Return the title of a dataset; one of the user's own bears its name."""
+    return catalog().get(name, {"title": name})["title"]
 
 
 def check_dataset_name(name: str) -> None:
@@ -51,110 +88,220 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _folders_named(root: Path, wanted: str) -> list[Path]:
-    """Return the folders below ``root`` (or ``root`` itself) whose plain name starts with ``wanted``."""
-    found = [root] if _plain(root.name).startswith(wanted) else []
+def _owners(folder: Path) -> list[str]:
+    """Return the datasets whose folder bears the name of ``folder``."""
+    name = _plain(folder.name)
+    return [key for key, entry in catalog().items() if name.startswith(entry.get("folder", "/"))]
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return ``root`` and the folders below it, without those inside a closed dataset."""
+    found = []
     for parent, names, _ in os.walk(root):
-        depth = len(Path(parent).relative_to(root).parts)
-        names[:] = (
-            sorted(n for n in names if not n.startswith((".", "_"))) if depth < MAX_DEPTH else []
-        )
-        found += [Path(parent, name) for name in names if _plain(name).startswith(wanted)]
-    return found
+        folder = Path(parent)
+        closed = any(catalog()[owner].get("closed") for owner in _owners(folder))
+        deepest = closed or len(folder.relative_to(root).parts) >= MAX_DEPTH
+        names[:] = [] if deepest else sorted(n for n in names if not n.startswith((".", "_")))
+        found += [Path(parent, name) for name in names]
+    return [root, *found]
 
 
-def _centers(folder: Path, images: str) -> list[str]:
-    """Return the values of ``{center}`` for which the image folder exists ('' where none is asked)."""
-    if "{center}" not in images:
-        return [""] if (folder / images).is_dir() else []
-    first = images.split("/", 1)[0]
-    pattern = re.compile(re.escape(first).replace(re.escape("{center}"), "(.+)"))
-    matches = [pattern.fullmatch(child.name) for child in folder.iterdir() if child.is_dir()]
-    names = sorted(match.group(1) for match in matches if match)
-    return [name for name in names if (folder / images.format(center=name)).is_dir()]
+def _places(
+    folder: Path, pattern: str, known: dict[str, str], entry: dict[str, Any]
+) -> list[tuple[Path, dict[str, str]]]:
+    """Return the folders that fit ``pattern`` below ``folder``, each with its center and modality."""
+    if not pattern:
+        return [(folder, known)]
+    first, _, rest = pattern.partition("/")
+    for key, listed in (("center", entry.get("centers")), ("modality", entry.get("modalities"))):
+        value = re.escape(known[key]) if key in known else "|".join(listed or [".+"])
+        first = first.replace(f"{{{key}}}", f"({value})" if key in known else f"(?P<{key}>{value})")
+    fitting = []
+    for child in sorted(folder.iterdir()):
+        match = re.fullmatch(first, child.name)
+        if match and child.is_dir():
+            fitting += _places(child, rest, known | match.groupdict(), entry)
+    return fitting
 
 
-def _files_by_stem(folder: Path) -> dict[str, Path]:
-    """Return the image files of a folder by their name without suffix; two of one stem are refused."""
+def _files_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """Return the image files of a folder by their name without suffix; two of one stem are a problem."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in files:
-            raise DataError(
-                f"{path}: {files[path.stem].name} has the same name; keep one of the two"
-            )
-        files[path.stem] = path
+            other = files[path.stem].name
+            problems.append(f"{path}: {other} has the same name; keep one of the two")
+        files.setdefault(path.stem, path)
     return files
 
 
-def _pair_rows(folder: Path, tree: dict[str, str], center: str) -> list[dict[str, str]]:
-    """Pair the images of one folder with their masks."""
-    images = folder / tree["images"].format(center=center)
-    masks = folder / tree["masks"].format(center=center)
-    if not masks.is_dir():
-        raise DataError(
-            f"{masks}: folder not found, yet {images} is there; put the masks beside it"
-        )
-    mask_files = _files_by_stem(masks)
-    template = tree.get("mask_name", "{stem}")
-    rows = []
-    for stem, image in _files_by_stem(images).items():
-        mask = mask_files.get(template.format(stem=stem))
-        if mask is None:
-            wanted = masks / (template.format(stem=stem) + ".*")
-            raise DataError(
+def _masks_of(tree: _Tree, images: Path, known: dict[str, str]) -> dict[str, Path] | None:
+    """Return the masks that belong to the folder ``images``, by stem; None where there are none."""
+    places = _places(tree.folder, tree.rule["masks"], known, {})
+    if places:
+        return _files_by_stem(places[0][0], tree.problems)
+    wanted = tree.folder / tree.rule["masks"].format(**known)
+    tree.problems.append(
+        f"{wanted}: folder not found, yet {images} is there; put the masks beside it"
+    )
+    return None
+
+
+def _read_pairs(tree: _Tree, images: Path, known: dict[str, str], spare: int) -> None:
+    """Add to ``tree`` the pairs of one image folder; ``spare`` images may lack their mask."""
+    files = _files_by_stem(images, tree.problems)
+    masks = _masks_of(tree, images, known) if files else None
+    if masks is None:
+        return
+    id_rule = tree.rule.get("image_id", "{center}/{stem}" if "center" in known else "{stem}")
+    for stem, image in files.items():
+        mask_name = tree.rule.get("mask_name", "{stem}").format(stem=stem)
+        if mask_name in masks:
+            names = {"image_id": id_rule.format(stem=stem, **known), "center": "", "modality": ""}
+            paths = {"image": str(image), "mask": str(masks[mask_name])}
+            tree.rows.append(names | known | paths)
+        elif spare > 0:
+            spare -= 1
+            tree.skipped.append(f"{image}: no mask is published for it; passed over")
+        else:
+            wanted = tree.rule["masks"].format(**known) + f"/{mask_name}.*"
+            tree.problems.append(
                 f"{image}: its mask {wanted} is missing; restore it or remove the image"
             )
-        rows.append({"image_id": f"{center}/{stem}" if center else stem, "image": str(image),
-                     "mask": str(mask), "center": center})  # fmt: skip
-    return rows
 
 
-def _read_tree(name: str, folder: Path, tree: dict[str, str]) -> pd.DataFrame | None:
-    """Return the table of one tree, or None where the folder holds no image of that tree."""
-    centers = _centers(folder, tree["images"])
-    rows = [row for center in centers for row in _pair_rows(folder, tree, center)]
-    if not rows:
+def _read_trees(folders: list[Path], entry: dict[str, Any]) -> list[_Tree]:
+    """Read every tree of an entry in every folder; return those that hold anything, fullest first."""
+    found = []
+    for rule, folder in product(entry.get("trees", []), folders):
+        tree = _Tree(folder, rule)
+        for images, known in _places(folder, rule["images"], {}, entry):
+            spare = entry.get("missing_masks", {}).get(known.get("modality"), 0)
+            _read_pairs(tree, images, known, spare)
+        if tree.rows or tree.problems:
+            found.append(tree)
+    return sorted(found, key=lambda tree: -len(tree.rows))
+
+
+def _complete(tree: _Tree, others: list[_Tree]) -> list[_Tree]:
+    """Take the center or modality that ``tree`` does not tell from others that do; return these."""
+    used = []
+    for column in ("center", "modality"):
+        untold = not any(row[column] for row in tree.rows)
+        for other in others if untold else []:
+            told = {Path(row["image"]).stem: row[column] for row in other.rows if row[column]}
+            told |= {row["image_id"]: row[column] for row in other.rows if row[column]}
+            if told:
+                for row in tree.rows:
+                    stem = Path(row["image"]).stem
+                    row[column] = told.get(row["image_id"]) or told.get(stem, "")
+                used.append(other)
+                break
+    return used
+
+
+def _sequences(entry: dict[str, Any]) -> dict[str, str]:
+    """Return image_id -> sequence, empty where no list is committed."""
+    if "sequences" not in entry:
+        return {}
+    frames = pd.read_csv(SEQUENCES / entry["sequences"], dtype=str)
+    return dict(zip(frames["frame"], frames["sequence"], strict=True))
+
+
+def _table(name: str, rows: list[dict[str, str]], entry: dict[str, Any]) -> pd.DataFrame:
+    """Return the rows as a table in the order of ``image_id``."""
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(dataset=name)
+    if "modality" in entry:
+        table["modality"] = entry["modality"]
+    sequences = _sequences(entry)
+    table["sequence"] = [sequences.get(image_id, "") for image_id in table["image_id"]]
+    return table.sort_values("image_id", ignore_index=True)
+
+
+def _choose(name: str, trees: list[_Tree], entry: dict[str, Any]) -> FoundDataset:
+    """Make a dataset of the fullest tree."""
+    best, *others = trees
+    used = _complete(best, others)
+    twice = [i for i, n in Counter(row["image_id"] for row in best.rows).items() if n > 1]
+    problems = [f"{best.place}: {i} stands in two folders; keep one of the two" for i in twice]
+    left = [each.place for each in others if each not in used and each.place != best.place]
+    return FoundDataset(
+        name, best.place, _table(name, best.rows, entry), tuple(dict.fromkeys(left)),
+        tuple(best.skipped), tuple(best.problems + problems),
+    )  # fmt: skip
+
+
+def _look_for(name: str, folders: list[Path]) -> FoundDataset | None:
+    """Look for one dataset of the catalog in the folders that bear its name."""
+    entry = catalog()[name]
+    named = [folder for folder in folders if name in _owners(folder)]
+    trees = _read_trees(named, entry)
+    if trees:
+        return _choose(name, trees, entry)
+    if not named:
         return None
-    fixed = {"dataset": name, "modality": catalog()[name].get("modality", ""), "sequence": ""}
-    table = pd.DataFrame(rows).assign(**fixed)
-    return table[list(COLUMNS)].sort_values("image_id", ignore_index=True)
+    wanted = " or ".join(f"{rule['images']}/ with {rule['masks']}/" for rule in entry["trees"])
+    problem = f"{named[0]}: no image found; want {wanted} in it: unpack it again"
+    return FoundDataset(name, named[0], _table(name, [], entry), problems=(problem,))
+
+
+def _look_for_own(folders: list[Path]) -> dict[str, FoundDataset]:
+    """Look for {images,masks} folders that are no dataset of the catalog; the folder gives the name."""
+    claimed = {folder for folder in folders if _owners(folder)}
+    trees: dict[str, list[_Tree]] = {}
+    for folder in folders:
+        if claimed.isdisjoint([folder, *folder.parents]):
+            name = re.sub(r"[^a-z0-9]+", "_", folder.name.lower()).strip("_") or "own"
+            name += "_own" if name in catalog() else ""
+            trees.setdefault(name, []).extend(_read_trees([folder], {"trees": PLAIN_TREES})[:1])
+    found = {name: sorted(each, key=lambda tree: -len(tree.rows)) for name, each in trees.items()}
+    return {name: _choose(name, each, {}) for name, each in found.items() if each and each[0].rows}
+
+
+def _checked(dataset: FoundDataset) -> FoundDataset:
+    """Return the dataset; raise DataError if anything is wrong in it."""
+    if dataset.problems:
+        more = len(dataset.problems) - 1
+        hint = f" ({more} more: python -m ultraseg_lib data verify)" if more else ""
+        raise DataError(dataset.problems[0] + hint)
+    return dataset
 
 
 def find_dataset(name: str, root: Path) -> FoundDataset | None:
     """Find one dataset anywhere below ``root``; where several trees hold it, the fullest is taken.
 
-    Returns None where no folder bears its name. Raises DataError for an image without a mask, and
-    for a folder of that name in which no image is found.
+    ``name``: one of the catalog, or the folder of a dataset of one's own in lower case. Returns None
+    where no folder bears its name. Raises DataError for an image without a mask, and for a folder of
+    that name in which no image is found, ValueError for a name that is neither.
     """
-    check_dataset_name(name)
-    entry = catalog()[name]
-    folders = _folders_named(root, entry["folder"]) if "folder" in entry else []
-    found: list[tuple[Path, pd.DataFrame]] = []
-    for folder in folders:
-        for tree in entry["trees"]:
-            table = _read_tree(name, folder, tree)
-            if table is not None:
-                found.append((folder / Path(tree["images"].split("{")[0] + "-").parent, table))
-    if folders and not found:
-        wanted = " or ".join(f"{tree['images']}/ with {tree['masks']}/" for tree in entry["trees"])
-        raise DataError(f"{folders[0]}: no image found; want {wanted} in it: unpack it again")
-    if not found:
-        return None
-    found.sort(key=lambda pair: -len(pair[1]))
-    (folder, table), *others = found
-    return FoundDataset(name, folder, table, tuple(path for path, _ in others))
+    folders = _folders(root)
+    own = {} if name in catalog() else _look_for_own(folders)
+    if name not in own:
+        check_dataset_name(name)
+    dataset = own.get(name) or _look_for(name, folders)
+    return dataset and _checked(dataset)
 
 
-def find_datasets(root: Path) -> dict[str, FoundDataset]:
-    """Return every dataset of the catalog found below ``root``, by name."""
+def look_for_datasets(root: Path) -> dict[str, FoundDataset]:
+    """Return every dataset found below ``root``, by name, with what is wrong in each.
+
+    First those of the catalog, in its order, then the user's own. Raises FileNotFoundError for a
+    missing ``root``.
+    """
     if not root.is_dir():
         raise FileNotFoundError(
             f"data folder {root} not found; pass --data DIR or set ULTRASEG_DATA"
         )
-    found = {name: find_dataset(name, root) for name in catalog()}
-    return {name: dataset for name, dataset in found.items() if dataset is not None}
+    folders = _folders(root)
+    found = {name: _look_for(name, folders) for name in catalog()}
+    return {name: each for name, each in found.items() if each} | _look_for_own(folders)
+
+
+def find_datasets(root: Path) -> dict[str, FoundDataset]:
+    """Return what ``look_for_datasets`` finds; raise DataError if anything is wrong in it."""
+    return {name: _checked(dataset) for name, dataset in look_for_datasets(root).items()}
 
 
 def read_table(path: Path, name: str) -> pd.DataFrame:

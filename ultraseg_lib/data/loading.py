@@ -4,10 +4,13 @@ A cache is two uint8 arrays on disk, opened as memory maps; it is keyed by the f
 """
 
 import hashlib
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +18,7 @@ import pandas as pd
 import tifffile
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ultraseg_lib import edges
 from ultraseg_lib.data.augmentation import augment
@@ -79,6 +82,17 @@ def read_pair(
         )
     small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
     return small, cv2.resize(binary, (size, size), interpolation=cv2.INTER_NEAREST), was_grey
+
+
+def each_file(work: Callable[[Any], Any], files: Iterable[Any], label: str) -> list[Any]:
+    """Do ``work`` on every file (or pair of files) on all cores; return the results in order.
+
+    Shows progress if it takes over 2 seconds.
+    """
+    files = list(files)
+    with ThreadPool(os.cpu_count() or 1) as pool:  # threads: OpenCV lets go of Python's lock
+        done = pool.imap(work, files)
+        return list(tqdm(done, label, len(files), disable=None, leave=False, delay=2))
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,25 @@
 """Which image trains, which validates, which tests: fixed, committed, and hashed into every result.
 
 A split file ``data/splits/<dataset>-<scheme>.txt`` holds one line an image: part, tab, image_id.
+Schemes: ``random`` (drawn image by image), ``sequence`` (drawn by whole sequences), ``official``
+(the test list that the dataset's authors publish), ``pranet`` (the lists of PraNet, which many papers use).
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from ultraseg_lib.data.layouts import DataError
+from ultraseg_lib.data.loading import Frames, join_frames
 from ultraseg_lib.paths import SPLITS, write_text
 
 PARTS = ("train", "val", "test")
 TEST_SHARE = 0.2
 VAL_SHARE = 0.1  # of what is not tested
+MIXED = ("cvc_clinicdb", "kvasir_seg", "polypgen", "polypdb")  # trained on together (Table 6)
+EXTERNAL = ("etis_larib", "bkai_igh")  # tested whole, never trained on in the mixed set
 
 
 def _rank(image_id: str, seed: int) -> str:
@@ -39,6 +44,53 @@ def make_split(table: pd.DataFrame, seed: int = 0) -> pd.Series:
         rest = set(group["image_id"]) - test
         parts[list(test)] = "test"
         parts[list(_first_share(rest, VAL_SHARE, seed + 1))] = "val"
+    return parts
+
+
+def _first_groups(sizes: pd.Series, share: float, seed: int) -> list[str]:
+    """Return groups, drawn by rank, each taken if it still fits into ``share`` of all images."""
+    room, taken = round(share * sizes.sum()), []
+    for name in sorted(sizes.index, key=lambda group: _rank(str(group), seed)):
+        if sizes[name] <= room:
+            taken.append(name)
+            room -= sizes[name]
+    return taken
+
+
+def make_grouped_split(table: pd.DataFrame, seed: int = 0) -> pd.Series:
+    """Draw a split in which every sequence stands in one part: about 80 % train, 20 % test.
+
+    Frames of one sequence show one polyp, so a frame split trains on what it tests. About a tenth
+    of the frames that are not tested are val, in whole sequences too. (CVC-ClinicDB's 29 sequences
+    come from 25 videos; which of them share a video is not told.) Returns part names, index
+    ``image_id``. Raises DataError where the table does not tell the sequence of an image.
+    """
+    untold = table.loc[table["sequence"] == "", "image_id"]
+    if len(untold):
+        raise DataError(
+            f"{table['dataset'].iloc[0]}: no sequence is told for {len(untold)} images (for example"
+            f" {untold.iloc[0]}); split this dataset by image"
+        )
+    sizes = table.groupby("sequence").size()
+    test = _first_groups(sizes, TEST_SHARE, seed)
+    val = _first_groups(sizes.drop(test), VAL_SHARE, seed + 1)
+    part_of = dict.fromkeys(sizes.index, "train") | dict.fromkeys(test, "test")
+    parts = table["sequence"].map(part_of | dict.fromkeys(val, "val"))
+    return pd.Series(parts.to_numpy(), pd.Index(table["image_id"], name="image_id"), name="part")
+
+
+def split_from_lists(train: Collection[str], test: Collection[str], seed: int = 0) -> pd.Series:
+    """Return the split of two published lists; a tenth of ``train`` becomes val.
+
+    Raises DataError for an image that stands in both lists or twice in one.
+    """
+    names = pd.Index([*train, *test], name="image_id")
+    twice = names[names.duplicated()]
+    if len(twice):
+        raise DataError(f"the lists name {len(twice)} images twice, for example {twice[0]}")
+    parts = pd.Series("train", index=names, name="part")
+    parts[list(test)] = "test"
+    parts[list(_first_share(train, VAL_SHARE, seed + 1))] = "val"
     return parts
 
 
@@ -88,3 +140,58 @@ def add_split(table: pd.DataFrame, dataset: str, scheme: str = "random") -> pd.D
             f" folder's are not in it (for example {example}); complete the dataset and try again"
         )
     return table.assign(part=table["image_id"].map(parts))
+
+
+def _keys(table: pd.DataFrame, suffix: str = "") -> list[tuple[str, str]]:
+    """Return (dataset, image_id) of each row."""
+    return list(zip(table["dataset" + suffix], table["image_id" + suffix], strict=True))
+
+
+def _tested_twins(
+    tested: set[tuple[str, str]], duplicates: pd.DataFrame
+) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return, for each image that is a near-duplicate of a tested one, that tested one."""
+    pairs = list(zip(_keys(duplicates, "_a"), _keys(duplicates, "_b"), strict=True))
+    both_ways = pairs + [(b, a) for a, b in pairs]
+    return {one: other for one, other in both_ways if other in tested}
+
+
+def mixed_parts(
+    tables: Mapping[str, pd.DataFrame], duplicates: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Join the train and val parts of the datasets in ``MIXED`` that are there, without leaks.
+
+    ``tables``: by dataset name, each with its ``part``; those in ``EXTERNAL`` count as tested
+    whole, those in neither list play no role. ``duplicates``: pairs of `audit.near_duplicates` over all of them. An image that is a
+    near-duplicate of a tested one, of its own dataset or another, is left out.
+
+    Returns the joined table, and what was left out: its rows with test_dataset and test_image_id.
+    """
+    every = pd.concat(tables.values(), ignore_index=True)
+    mixed, external = every["dataset"].isin(MIXED), every["dataset"].isin(EXTERNAL)
+    held_out = (mixed & (every["part"] == "test")) | external
+    twins = _tested_twins(set(_keys(every[held_out])), duplicates)
+    joined = every[mixed & every["part"].isin(["train", "val"])]
+    leaks = pd.Series([key in twins for key in _keys(joined)], joined.index, dtype=bool)
+    left_out = joined[leaks]
+    because = pd.DataFrame(
+        [twins[key] for key in _keys(left_out)],
+        index=left_out.index,
+        columns=["test_dataset", "test_image_id"],
+    )
+    left_out = left_out.join(because).reset_index(drop=True)
+    return joined[~leaks].reset_index(drop=True), left_out
+
+
+def mixed_frames(
+    frames: Mapping[str, Frames], duplicates: pd.DataFrame
+) -> tuple[Frames, pd.DataFrame]:
+    """Return the frames of `mixed_parts`, all of one size, and the table of what was left out."""
+    joined, left_out = mixed_parts({name: each.table for name, each in frames.items()}, duplicates)
+    keys = set(_keys(joined))
+    chosen = [
+        each.select(pd.Series([key in keys for key in _keys(each.table)]).to_numpy())
+        for name, each in frames.items()
+        if name in MIXED
+    ]
+    return join_frames(chosen), left_out

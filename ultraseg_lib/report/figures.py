@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ultraseg_lib.data import Frames, catalog
+from ultraseg_lib import data
+from ultraseg_lib.data import Frames
 from ultraseg_lib.data.synthetic import SyntheticFrame
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import outputs_dir, whole_file, write_json
@@ -55,7 +56,7 @@ def save_figure(figure: Figure, profile: str, name: str, data: pd.DataFrame) -> 
 
 def dataset_title(name: str) -> str:
     """Return the dataset's title; generated images are named as such in every figure."""
-    title = catalog()[name]["title"]
+    title = data.dataset_title(name)
     return f"{title} ({GENERATED})" if name == "synthetic" else title
 
 
@@ -80,7 +81,7 @@ def _describe(row: pd.Series) -> str:
 def show_samples(frames: Frames, rows: Sequence[int], columns: int = 4) -> Figure:
     """Show frames with their true outline in white, titled by center and modality."""
     lines = -(-len(rows) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(3.4 * columns, 3.8 * lines), squeeze=False)
+    figure, grid = plt.subplots(lines, columns, figsize=(2.9 * columns, 3.3 * lines), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, row in zip(grid.flat, rows, strict=False):
@@ -88,67 +89,6 @@ def show_samples(frames: Frames, rows: Sequence[int], columns: int = 4) -> Figur
         _show(axes, frames.images[row], _describe(record))
         _outline(axes, frames.masks[row] > 0, TRUTH)
     figure.suptitle(dataset_title(frames.table["dataset"].iloc[0]))
-    return figure
-
-
-def plot_areas(shares: dict[str, np.ndarray]) -> Figure:
-    """Show how large polyps are: the share of the image, on a logarithmic axis, by dataset."""
-    figure, axes = plt.subplots(figsize=(9, 5))
-    edges = np.geomspace(0.001, 1, 25)
-    for (name, share), colour in zip(shares.items(), PALETTE, strict=False):
-        label = f"{dataset_title(name)}, n = {np.count_nonzero(share)}"
-        weights = np.full(np.count_nonzero(share), 100 / max(1, np.count_nonzero(share)))
-        axes.hist(share[share > 0], edges, weights=weights, histtype="step", lw=3, color=colour,
-                  label=label)  # fmt: skip
-    axes.set(xscale="log", xlabel="polyp area (share of the image)", ylabel="images (%)")
-    axes.xaxis.set_major_formatter(
-        lambda value, _: f"{value:.1%}" if value < 0.01 else f"{value:.0%}"
-    )
-    axes.legend(loc="upper left", fontsize="small")
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
-    return figure
-
-
-def plot_positions(masks: dict[str, np.ndarray]) -> Figure:
-    """Show where polyps lie: the mean mask of each dataset, (N, S, S) in, share of images out."""
-    figure, grid = plt.subplots(1, len(masks), figsize=(5.5 * len(masks), 4.8), squeeze=False)
-    for axes, (name, stack) in zip(grid.flat, masks.items(), strict=True):
-        share = 100 * (stack > 0).mean(axis=0)
-        shown = axes.imshow(share, cmap="cividis", vmin=0)
-        axes.set_title(dataset_title(name).replace(" (", "\n("))
-        axes.set_axis_off()
-        figure.colorbar(shown, ax=axes, label="images with polyp here (%)")
-    return figure
-
-
-def plot_counts(table: pd.DataFrame) -> Figure:
-    """Show how many images each center and modality has, so that imbalance is seen."""
-    figure, axes = plt.subplots(figsize=(9, 4.5))
-    shown = table.assign(
-        center=table["center"].replace("", "one center").str.replace("_", " "),
-        modality=table["modality"].replace("", "not told"),
-    )
-    counts = shown.groupby(["center", "modality"]).size().unstack(fill_value=0)
-    counts.plot.bar(stacked=True, ax=axes, color=PALETTE, width=0.7, rot=0)
-    axes.set(xlabel="", ylabel="images", title=dataset_title(table["dataset"].iloc[0]))
-    axes.legend(title="modality", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def plot_colours(frames: Frames) -> Figure:
-    """Show mean red, green and blue of each modality; black outside the field of view is left out."""
-    pixels = np.asarray(frames.images[:, ::8, ::8]).reshape(len(frames), -1, 3).astype(float)
-    lit = pixels.max(axis=2, keepdims=True) > 20
-    means = (pixels * lit).sum(axis=1) / lit.sum(axis=1).clip(min=1)
-    table = pd.DataFrame(means, columns=["red", "green", "blue"])
-    table["modality"] = frames.table["modality"].replace("", "not told").to_numpy()
-    long = table.melt("modality", var_name="channel", value_name="mean")
-    figure, axes = plt.subplots(figsize=(10, 5))
-    colours = {"red": "#d55e00", "green": "#009e73", "blue": "#0072b2"}
-    sns.boxplot(long, x="modality", y="mean", hue="channel", palette=colours, ax=axes, fliersize=2)
-    axes.set(xlabel="", ylabel="mean level (0 to 255)")
-    axes.set_title(dataset_title(frames.table["dataset"].iloc[0]))
-    axes.legend(title="", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -256,7 +196,7 @@ def model_title(name: str) -> str:
 
 def show_modalities(scene: Sequence[SyntheticFrame]) -> Figure:
     """Show one generated scene under several modalities, each frame titled by its own."""
-    figure, grid = plt.subplots(1, len(scene), figsize=(3.6 * len(scene), 4.4))
+    figure, grid = plt.subplots(1, len(scene), figsize=(2.9 * len(scene), 3.8))
     for axes, frame in zip(grid, scene, strict=True):
         _show(axes, frame.image, frame.modality)
         _outline(axes, frame.mask > 0, TRUTH)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ultraseg_lib.data import catalog
+from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import PAPER, outputs_dir, whole_file
 from ultraseg_lib.statistics import bootstrap_interval
@@ -103,7 +103,7 @@ def format_main_table(table: pd.DataFrame) -> pd.DataFrame:
             "recipe": table["recipe"],
             "protocol": table["protocol"],
             "epochs": table["epochs"],
-            "dataset": [catalog()[name]["title"] for name in table["dataset"]],
+            "dataset": [dataset_title(name) for name in table["dataset"]],
             "model": table["title"],
             "seeds": table["seeds"],
             "Dice ± sd": [f"{m:.3f}{s}" for m, s in zip(table["dice"], spread, strict=True)],
@@ -130,9 +130,9 @@ def dataset_table(tables: list[pd.DataFrame], areas: dict[str, np.ndarray]) -> p
         share = areas[name]
         rows.append(
             {
-                "dataset": catalog()[name]["title"],
+                "dataset": dataset_title(name),
                 "images": len(table),
-                "in the paper": catalog()[name]["pairs"] or "–",
+                "in the paper": catalog().get(name, {}).get("pairs") or "–",
                 "centers": table["center"].replace("", pd.NA).nunique() or "–",
                 "modalities": table["modality"].replace("", pd.NA).nunique() or "–",
                 "without polyp": int((share == 0).sum()),

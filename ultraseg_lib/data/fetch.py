@@ -1,0 +1,139 @@
+"""Download a dataset where its licence allows it, and unpack it without trusting the archive.
+
+All is done in a hidden folder beside the goal, which takes its name at the end: an interrupted fetch
+leaves nothing behind, and the same command starts it anew.
+"""
+
+import lzma
+import os
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import pooch
+import requests
+
+from ultraseg_lib.data.layouts import DataError, catalog, check_dataset_name
+
+BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)  # fmt: skip
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+
+
+def how_to_get(name: str) -> str:
+    """Return the steps that bring dataset ``name`` here, with its licence; raise ValueError if unknown."""
+    check_dataset_name(name)
+    entry = catalog()[name]
+    if not entry["page"]:
+        return f"{entry['title']}: {entry['license']}"
+    by_command = [f"python -m ultraseg_lib data fetch {name}"] if "url" in entry else []
+    unpack = "unpack it, as it comes, anywhere below the data folder"
+    steps = by_command or [*entry["steps"], unpack]
+    head = [f"{entry['title']}: {entry['page']}", f"licence: {entry['license']}"]
+    return "\n".join(head + [f"  {number}. {step}" for number, step in enumerate(steps, 1)])
+
+
+def _download(url: str, sha256: str | None, folder: Path) -> Path:
+    """Download to ``folder``; raise DataError where the file is cut off, refused or another."""
+    show = sys.stderr.isatty()
+    downloader = pooch.HTTPDownloader(progressbar=show, headers={"User-Agent": "ultraseg-study"})
+    pooch.get_logger().setLevel("ERROR")
+    name = url.rpartition("/")[2]
+    try:
+        return Path(pooch.retrieve(url, sha256, name, folder, downloader=downloader))
+    except requests.RequestException as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{url}: download failed ({reason}); try again") from None
+    except ValueError:
+        raise DataError(
+            f"{url}: the file's SHA-256 is not the one in the catalog ({sha256}); it was changed or"
+            " damaged on the way: try again, and do not use it if this stays"
+        ) from None
+
+
+def _zip_members(archive: Path) -> Iterator[tuple[str, str, IO[bytes] | None]]:
+    """Yield name, kind ("file", "folder", "link") and content of each member."""
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            if stat.S_ISLNK(member.external_attr >> 16):
+                yield member.filename, "link", None
+            elif member.is_dir():
+                yield member.filename, "folder", None
+            else:
+                with opened.open(member) as content:
+                    yield member.filename, "file", content
+
+
+def _tar_members(archive: Path) -> Iterator[tuple[str, str, IO[bytes] | None]]:
+    """Yield name, kind ("file", "folder", or "link" for all else) and content of each member."""
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            kind = "file" if member.isreg() else "folder" if member.isdir() else "link"
+            yield member.name, kind, opened.extractfile(member) if kind == "file" else None
+
+
+def _target(folder: Path, name: str) -> Path:
+    """Return where a member goes; raise DataError for a name that leads out of ``folder``."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name.partition("/")[0]:
+        raise DataError(f"the archive's member {name!r} leads out of its folder; refused")
+    return folder / path
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar archive into ``folder``.
+
+    Raises DataError, naming the member, for a link, a device, or a name that leads out of
+    ``folder``, and for a file that is no whole archive.
+    """
+    try:
+        members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+        for name, kind, content in members(archive):
+            if kind == "link":
+                raise DataError(f"the archive's member {name!r} is a link or a device; refused")
+            target = _target(folder, name)
+            (target if kind == "folder" else target.parent).mkdir(parents=True, exist_ok=True)
+            if content is not None:
+                with open(target, "wb") as file:
+                    shutil.copyfileobj(content, file)
+    except BROKEN as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise DataError(f"{archive.name}: not a whole archive ({reason}); fetch it again") from None
+
+
+def _unpack_inner(folder: Path) -> None:
+    """Unpack the archives that came inside the archive, each where it stands."""
+    for archive in sorted(folder.rglob("*")):
+        if archive.name.lower().endswith(ARCHIVES) and archive.is_file():
+            unpack(archive, archive.parent)
+            archive.unlink()
+
+
+def fetch(name: str, to: Path) -> Path:
+    """Download dataset ``name`` and unpack it as a folder below ``to``; return that folder.
+
+    Nothing is left behind when it fails. Raises ValueError for an unknown dataset, and DataError where
+    no direct download is allowed, the folder is there already, or the download is not as it should be.
+    """
+    check_dataset_name(name)
+    entry = catalog()[name]
+    goal = to / entry["title"]
+    if "url" not in entry:
+        raise DataError(f"{name}: no direct download; get it from {entry['page']}")
+    if goal.exists():
+        raise DataError(f"{goal}: is there already; remove it to fetch it anew")
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=to) as temporary:
+        archive = _download(entry["url"], entry.get("sha256"), Path(temporary))
+        unpacked = Path(temporary, "unpacked")
+        unpacked.mkdir()
+        unpack(archive, unpacked)
+        _unpack_inner(unpacked)
+        os.replace(unpacked, goal)
+    return goal

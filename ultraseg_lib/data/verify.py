@@ -1,0 +1,97 @@
+"""Is a copy of a dataset whole? Counts against the catalog, pairs, sizes, and every file readable."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError, FoundDataset, catalog
+from ultraseg_lib.data.loading import each_file, read_image, read_mask
+
+# How a whole file ends; OpenCV fills what a cut-off one lacks with grey and says nothing.
+ENDINGS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
+TAIL = 4096  # some cameras write a few bytes after the end
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One dataset after the check: ``wrong`` names each fault, a line each; empty when all is well."""
+
+    name: str
+    pairs: int
+    empty_masks: int
+    wrong: tuple[str, ...]
+
+
+def _is_empty(mask: str) -> bool:
+    return not read_mask(mask)[0].any()
+
+
+def count_empty_masks(table: pd.DataFrame) -> int:
+    """Return how many masks of ``table`` show no polyp; raise DataError for an unreadable one."""
+    return sum(each_file(_is_empty, table["mask"], f"masks of {table['dataset'].iloc[0]}"))
+
+
+def _check_whole(path: str) -> None:
+    """Raise DataError for a file whose end is missing."""
+    ending = ENDINGS.get(Path(path).suffix.lower(), b"")
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - TAIL))
+        if ending not in file.read():
+            raise DataError(f"{path}: cut off before its end; replace it by a fresh copy")
+
+
+def _check_pair(pair: tuple[str, str]) -> tuple[bool, str]:
+    """Return whether the mask is empty, and what is wrong with the pair ('' if nothing)."""
+    image, mask = pair
+    try:
+        for path in pair:
+            _check_whole(path)
+        pixels, (binary, _) = read_image(image), read_mask(mask)
+    except (DataError, OSError) as error:
+        return False, str(error)
+    if pixels.shape[:2] == binary.shape:
+        return not binary.any(), ""
+    sizes = [f"{width}×{height}" for height, width in (binary.shape, pixels.shape[:2])]
+    fault = f"{mask}: mask is {sizes[0]}, its image {sizes[1]} ({image}); both must have one size"
+    return False, fault
+
+
+def _check_counts(found: FoundDataset) -> list[str]:
+    """Return where the counts differ from the catalog's, with what is known to be missing allowed."""
+    entry = catalog().get(found.name, {})
+    spare = entry.get("missing_masks", {})
+    wanted = [("pairs", entry.get("pairs"), len(found.table), sum(spare.values()))]
+    for column in ("center", "modality"):
+        counts = found.table[column].value_counts()
+        for name, pairs in entry.get(
+            {"center": "centers", "modality": "modalities"}[column], {}
+        ).items():
+            wanted.append(
+                (f"pairs of {column} {name}", pairs, counts.get(name, 0), spare.get(name, 0))
+            )
+    return [
+        f"{found.folder}: found {is_there} {what}, want {pairs}; unpack the archive again"
+        for what, pairs, is_there, missing in wanted
+        if pairs is not None and not pairs - missing <= is_there <= pairs
+    ]
+
+
+def _unused_masks(table: pd.DataFrame) -> list[str]:
+    """Return the masks that stand beside used ones but belong to no image."""
+    folders = sorted({Path(mask).parent for mask in table["mask"]})
+    files = [path for folder in folders for path in sorted(folder.iterdir())]
+    masks = [str(p) for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
+    unused = set(masks) - set(table["mask"])
+    return [f"{mask}: a mask without its image" for mask in masks if mask in unused]
+
+
+def verify(found: FoundDataset) -> Verdict:
+    """Check one dataset: counts, pairs, sizes, and that every file can be read to its end."""
+    table = found.table
+    pairs = zip(table["image"], table["mask"], strict=True)
+    checked = each_file(_check_pair, pairs, f"verify {found.name}")
+    faults = [fault for _, fault in checked if fault]
+    wrong = [*found.problems, *_check_counts(found), *_unused_masks(table), *faults]
+    return Verdict(found.name, len(table), sum(empty for empty, _ in checked), tuple(wrong))
