@@ -19,25 +19,35 @@ from ultraseg_lib.data.fetch import fetch, how_to_get, unpack
 
 
 class Files(dict):
-    """What the server gives: path -> bytes; ``cut`` names paths of which only half is sent."""
+    """What the server gives: path -> bytes.
+
+    ``cut``: paths of which only half is sent. ``ranges``: whether it can begin in the middle.
+    ``asked``: the byte at which each answer began.
+    """
 
     cut: set[str]
+    ranges: bool
+    asked: list[int]
 
 
 @pytest.fixture
 def server():
     """Serve the files of a dict at an address of this machine."""
     files = Files()
-    files.cut = set()
+    files.cut, files.ranges, files.asked = set(), True, []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = files.get(self.path)
-            self.send_response(200 if body else 404)
-            self.send_header("Content-Length", str(len(body or b"")))
+            body = files.get(self.path, b"")
+            asked = self.headers.get("Range", "bytes=0-")
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if files.ranges else 0
+            files.asked.append(start)
+            rest = body[start:]
+            self.send_response((206 if start else 200) if body else 404)
+            self.send_header("Content-Length", str(len(rest)))
             self.end_headers()
             whole = self.path not in files.cut
-            self.wfile.write((body or b"")[: None if whole else len(body) // 2])
+            self.wfile.write(rest[: None if whole else len(rest) // 2])
 
         def log_message(self, *args: object) -> None:
             pass
@@ -120,14 +130,21 @@ def test_archives_inside_the_archive_are_unpacked(offer, pair_files, tmp_path):
     assert files == ["k/images/a.jpg", "k/masks/a.jpg"]
 
 
-def test_a_cut_off_download_leaves_nothing_and_succeeds_on_retry(offer, pair_files, tmp_path):
-    files = offer(zip_of(pair_files))
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_off_download_goes_on_or_starts_anew(offer, pair_files, tmp_path, ranges):
+    archive = zip_of(pair_files)
+    files = offer(archive, sha256=hashlib.sha256(archive).hexdigest())
+    files.ranges = ranges
     files.cut.add("/kvasir-seg.zip")
     with pytest.raises(DataError, match=r"download failed.*try again"):
         fetch("kvasir_seg", tmp_path / "data")
-    assert nothing_left(tmp_path / "data")
+    (left,) = (tmp_path / "data").iterdir()  # what came, hidden, and nothing half-made beside it
+    assert left.name == ".fetch-kvasir_seg.part"
+    assert left.read_bytes() == archive[: len(archive) // 2]
     files.cut.clear()
     assert fetch("kvasir_seg", tmp_path / "data").is_dir()
+    assert files.asked == [0, len(archive) // 2 if ranges else 0]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["Kvasir-SEG"]
 
 
 def test_another_checksum_is_refused(offer, pair_files, tmp_path):

@@ -83,7 +83,7 @@ def difference(image: np.ndarray, other: np.ndarray) -> tuple[int, float]:
     pictures = np.stack([thumbnail(image), thumbnail(other)])
     first, second = _normalise(pictures)
     bits = np.not_equal(*_hashes(pictures))
-    return int(bits.sum()), float(1 - first @ second)
+    return int(bits.sum()), max(0.0, float(1 - first @ second))
 
 
 def _duplicates(keys: pd.DataFrame, thumbnails: np.ndarray) -> pd.DataFrame:

@@ -1,24 +1,25 @@
 """Download a dataset where its licence allows it, and unpack it without trusting the archive.
 
-All is done in a hidden folder beside the goal, which takes its name at the end: an interrupted fetch
-leaves nothing behind, and the same command starts it anew.
+All is done in a hidden folder beside the goal, which takes its name at the end. A download that breaks
+off is kept in a hidden file, and the same command goes on from there.
 """
 
 import lzma
 import os
 import shutil
 import stat
-import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import pooch
 import requests
+from tqdm import tqdm
 
 from ultraseg_lib.data.layouts import DataError, catalog, check_dataset_name
 
@@ -39,17 +40,39 @@ def how_to_get(name: str) -> str:
     return "\n".join(head + [f"  {number}. {step}" for number, step in enumerate(steps, 1)])
 
 
-def _download(url: str, sha256: str | None, folder: Path) -> Path:
-    """Download to ``folder``; raise DataError where the file is cut off, refused or another."""
-    show = sys.stderr.isatty()
-    downloader = pooch.HTTPDownloader(progressbar=show, headers={"User-Agent": "ultraseg-study"})
+@dataclass(frozen=True)
+class ResumingDownloader:
+    """A downloader for pooch that keeps in ``part`` what came, and asks for the rest next time."""
+
+    part: Path
+
+    def __call__(self, url: str, output_file: str, _: pooch.Pooch) -> None:
+        """Bring ``url`` to ``output_file``; raise a ``requests`` error where it breaks off."""
+        there = self.part.stat().st_size if self.part.exists() else 0
+        headers = {"User-Agent": "ultraseg-study"} | ({"Range": f"bytes={there}-"} if there else {})
+        with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
+            if answer.status_code == requests.codes.requested_range_not_satisfiable:
+                self.part.unlink()  # it is no beginning of this file
+            answer.raise_for_status()
+            if answer.status_code != requests.codes.partial_content:  # the server starts anew
+                there = 0
+            total = there + int(answer.headers.get("Content-Length", 0))
+            bar = tqdm(total=total or None, initial=there, unit="B", unit_scale=True, disable=None)
+            with open(self.part, "ab" if there else "wb") as file, bar:
+                for chunk in answer.iter_content(1 << 16):
+                    bar.update(file.write(chunk))
+        os.replace(self.part, output_file)
+
+
+def _download(url: str, sha256: str | None, folder: Path, part: Path) -> Path:
+    """Download to ``folder`` by way of ``part``; raise DataError if cut off, refused or another."""
     pooch.get_logger().setLevel("ERROR")
     name = url.rpartition("/")[2]
     try:
-        return Path(pooch.retrieve(url, sha256, name, folder, downloader=downloader))
+        return Path(pooch.retrieve(url, sha256, name, folder, downloader=ResumingDownloader(part)))
     except requests.RequestException as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{url}: download failed ({reason}); try again") from None
+        raise DataError(f"{url}: download failed ({reason}); try again, it goes on") from None
     except ValueError:
         raise DataError(
             f"{url}: the file's SHA-256 is not the one in the catalog ({sha256}); it was changed or"
@@ -118,7 +141,8 @@ def _unpack_inner(folder: Path) -> None:
 def fetch(name: str, to: Path) -> Path:
     """Download dataset ``name`` and unpack it as a folder below ``to``; return that folder.
 
-    Nothing is left behind when it fails. Raises ValueError for an unknown dataset, and DataError where
+    When it fails, nothing is left but what a broken download brought, hidden, for the next call to go
+    on from. Raises ValueError for an unknown dataset, and DataError where
     no direct download is allowed, the folder is there already, or the download is not as it should be.
     """
     check_dataset_name(name)
@@ -129,8 +153,9 @@ def fetch(name: str, to: Path) -> Path:
     if goal.exists():
         raise DataError(f"{goal}: is there already; remove it to fetch it anew")
     to.mkdir(parents=True, exist_ok=True)
+    part = to / f".fetch-{name}.part"
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=to) as temporary:
-        archive = _download(entry["url"], entry.get("sha256"), Path(temporary))
+        archive = _download(entry["url"], entry.get("sha256"), Path(temporary), part)
         unpacked = Path(temporary, "unpacked")
         unpacked.mkdir()
         unpack(archive, unpacked)
