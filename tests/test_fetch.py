@@ -132,7 +132,7 @@ def test_archives_inside_the_archive_are_unpacked(offer, pair_files, tmp_path):
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_cut_off_download_goes_on_or_starts_anew(offer, pair_files, tmp_path, ranges):
-    archive = zip_of(pair_files)
+    archive = zip_of(pair_files | {"Kvasir-SEG/large.bin": bytes(300_000)})
     files = offer(archive, sha256=hashlib.sha256(archive).hexdigest())
     files.ranges = ranges
     files.cut.add("/kvasir-seg.zip")
@@ -140,10 +140,12 @@ def test_a_cut_off_download_goes_on_or_starts_anew(offer, pair_files, tmp_path, 
         fetch("kvasir_seg", tmp_path / "data")
     (left,) = (tmp_path / "data").iterdir()  # what came, hidden, and nothing half-made beside it
     assert left.name == ".fetch-kvasir_seg.part"
-    assert left.read_bytes() == archive[: len(archive) // 2]
+    came = left.read_bytes()
+    assert len(came) > 100_000
+    assert archive.startswith(came)
     files.cut.clear()
     assert fetch("kvasir_seg", tmp_path / "data").is_dir()
-    assert files.asked == [0, len(archive) // 2 if ranges else 0]
+    assert files.asked == [0, len(came) if ranges else 0]
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["Kvasir-SEG"]
 
 
