@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set up, run the whole study, or test it. See --help.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
@@ -41,8 +42,7 @@ while [ $# -gt 0 ]; do
     --force) options+=("$1") ;;
     --data)
         [ $# -ge 2 ] || fail "--data needs a folder"
-        [ -d "$2" ] || fail "--data: folder $2 not found"
-        ULTRASEG_DATA=$(cd "$2" && pwd)
+        ULTRASEG_DATA=$(cd "$caller" && cd -- "$2" 2>/dev/null && pwd) || fail "--data: folder $2 not found"
         export ULTRASEG_DATA
         shift
         ;;

@@ -72,6 +72,8 @@ def test_script_refuses_an_old_python(tmp_path):
         (["study", "--recipe", "soup"], "paper, strong"),
         (["study", "--protocol", "dirty"], "clean, released"),
         (["study", "--epochs", "0"], "give 1 or more"),
+        (["run", "--datasets", ""], "datasets: found none"),
+        (["study", "--profile", "lite", "--datasets", "polypgen@nonsense"], "random"),
         (["study", "--only", "no-such-run"], "not a run of this grid"),
         (["run", "--only", "77"], "no notebook '77'"),
         (["run", "--from", "x"], "no notebook 'x'"),
@@ -90,6 +92,17 @@ def test_missing_data_folder_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path / "nowhere"))
     assert main(["data"]) == 2
     assert "pass --data DIR" in capsys.readouterr().err
+
+
+def test_force_loses_nothing_when_the_data_is_not_there(monkeypatch, capsys, tmp_path, outputs):
+    monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path))
+    run = outputs / "lite" / "runs" / "lbunet-kvasir_seg-strong-clean-e1-s0"
+    run.mkdir(parents=True)
+    (run / "scores.csv").write_text("kept")
+    words = ["--profile", "lite", "--models", "lbunet", "--datasets", "kvasir_seg", "--epochs", "1"]
+    assert main(["study", *words, "--force"]) == 2
+    assert "not found below" in capsys.readouterr().err
+    assert (run / "scores.csv").read_text() == "kept"
 
 
 def test_data_lists_what_is_there_and_where_to_get_the_rest(kvasir, monkeypatch, capsys):

@@ -31,7 +31,7 @@ def test_a_study_fills_the_ledger_to_the_column(finished):
     scores = pd.read_csv(run.folder / "scores.csv")
     assert tuple(scores.columns) == study.SCORE_COLUMNS
     config = json.loads((run.folder / "config.json").read_text())
-    assert {"run_id", "split_hash", "minutes", "provenance", "recipe_settings"} <= set(config)
+    assert {"run_id", "split_hash", "minutes", "provenance", "inputs"} <= set(config)
     assert {"commit", "versions", "cpu", "threads"} <= set(config["provenance"])
 
     test = study.load_frames_of("synthetic", finished).part("test")
@@ -45,6 +45,14 @@ def test_a_study_fills_the_ledger_to_the_column(finished):
     assert (table["seeds"] == 2).all()
     assert table["paper_dice"].isna().all()  # generated images stand in no table of the paper
     assert len(tables.format_main_table(table)) == 2
+    assert [len(group) for group in tables.groups(table)] == [2]
+
+    ledger = study.read_ledger("demo")
+    pair = tables.paired_table(ledger).iloc[0]
+    assert {pair["model_a"], pair["model_b"]} == {"LB-UNet", "UNet-Tiny"}
+    means = table.set_index("title")["dice"]
+    assert pair["difference"] == pytest.approx(means[pair["model_a"]] - means[pair["model_b"]])
+    assert pair["low"] <= pair["difference"] <= pair["high"]
 
 
 def test_a_failed_run_is_reported_and_does_not_stop_the_others(outputs, monkeypatch):
@@ -61,8 +69,8 @@ def test_a_run_to_show_is_a_finished_one_first(outputs):
     other = replace(study.plan_runs(plan)[2], seed=5)
     study.run_once(other, plan)
     assert study.pick_run(plan, "lbunet") == other
-    with pytest.raises(ValueError, match="no run of 'egeunet'"):
-        study.pick_run(plan, "egeunet")
+    with pytest.raises(ValueError, match=r"no finished run; do \./run_all\.sh --profile lite"):
+        study.pick_run(study.load_profile("lite"), "lbunet")  # hours of training: not unasked
 
 
 def test_a_run_made_from_other_images_is_refused_with_the_way_out(outputs):
@@ -75,6 +83,45 @@ def test_a_run_made_from_other_images_is_refused_with_the_way_out(outputs):
     ):
         with pytest.raises(ValueError, match="remove the folder, or give --force"):
             study.run_study(changed, [run])
+
+
+def test_a_checkpoint_of_other_images_is_refused(outputs, monkeypatch):
+    plan = tiny_plan()
+    run = replace(study.plan_runs(plan)[0], epochs=3)
+
+    def stop(row: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run_once(run, plan, on_epoch=stop)
+    assert (run.folder / "checkpoint.pt").exists()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: made from .*--force"):
+        study.run_once(run, replace(plan, generated={"count": 40, "seed": 2}))
+    assert len(study.run_once(run, plan)) > 0  # with its own images it goes on
+
+
+def test_names_that_look_like_numbers_stay_text(outputs):
+    plan = tiny_plan()
+    run = study.plan_runs(plan)[0]
+    scores = study.run_once(run, plan).assign(image_id=lambda table: table.index.astype(str))
+    scores.to_csv(run.folder / "scores.csv", index=False)
+    assert study.read_scores(run)["image_id"].tolist() == [str(i) for i in range(len(scores))]
+
+
+@pytest.mark.parametrize("field", ["model", "dataset", "recipe", "protocol"])
+def test_a_run_of_unknown_names_is_refused(field):
+    run = study.plan_runs(tiny_plan())[0]
+    with pytest.raises(ValueError, match="unknown 'Released'; choose from"):
+        replace(run, **{field: "Released"})
+
+
+def test_a_dataset_may_name_its_split(real_data, outputs):
+    plan = study.load_profile("lite", datasets=["cvc_clinicdb@sequence"])
+    table = study.load_frames_of("cvc_clinicdb@sequence", replace(plan, image_size=32)).table
+    sequences = {part: set(rows["sequence"]) for part, rows in table.groupby("part")}
+    assert not sequences["test"] & (sequences["train"] | sequences["val"])
+    with pytest.raises(ValueError, match="split of kvasir_seg: unknown 'sequence'"):
+        study.load_profile("lite", datasets=["kvasir_seg@sequence"])
 
 
 def test_an_empty_ledger_has_its_columns(outputs):

@@ -153,8 +153,12 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None) -> dict[str,
     return failures
 
 
-def _forget(runs: list["Run"]) -> None:
-    """Remove the results of these runs, so that they are done anew."""
+def _forget(runs: list["Run"], profile: "Profile") -> None:
+    """Remove the results of these runs, so that they are done anew, if their data is there."""
+    from ultraseg_lib.study import load_frames_of
+
+    for dataset in {run.dataset for run in runs}:
+        load_frames_of(dataset, profile)  # raises before anything is lost
     for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)
 
@@ -168,7 +172,7 @@ def command_study(args: argparse.Namespace) -> int:
     if not runs:
         raise ValueError(f"--only: {args.only!r} is not a run of this grid")
     if args.force:
-        _forget(runs)
+        _forget(runs, profile)
     return int(bool(_train(profile, runs, args.jobs)))
 
 
@@ -182,7 +186,7 @@ def command_run(args: argparse.Namespace) -> int:
     plan = notebooks.plan_executions(chosen, profile)
     runs = plan_runs(profile) if notebooks.need_runs(chosen) else []
     if args.force:
-        _forget(runs)
+        _forget(runs, profile)
     unfinished = _train(profile, runs, args.jobs) if runs else {}
     minutes, failures = notebooks.run_notebooks(plan, profile)
     print(notebooks.summary(minutes, failures, profile))

@@ -16,13 +16,16 @@ PROFILES = Path(__file__).resolve().parent / "profiles"
 
 
 def data_dir() -> Path:
-    """Return the folder that holds the user's datasets: ``ULTRASEG_DATA``, else ``data/raw``."""
-    return Path(os.environ.get("ULTRASEG_DATA") or ROOT / "data" / "raw").resolve()
+    """Return the folder that holds the user's datasets: ``ULTRASEG_DATA``, else ``data/raw``.
+
+    A relative path counts from the repository, wherever a program or notebook is started.
+    """
+    return (ROOT / os.environ.get("ULTRASEG_DATA", "data/raw")).resolve()
 
 
 def outputs_dir(profile: str | None = None) -> Path:
     """Return ``ULTRASEG_OUTPUTS`` (else ``outputs/``), or the folder of one profile inside it."""
-    base = Path(os.environ.get("ULTRASEG_OUTPUTS") or ROOT / "outputs").resolve()
+    base = (ROOT / os.environ.get("ULTRASEG_OUTPUTS", "outputs")).resolve()
     return base / profile if profile else base
 
 

@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 
 from ultraseg_lib import data, metrics
 from ultraseg_lib.data import Frames
+from ultraseg_lib.data.splits import committed_hash
 from ultraseg_lib.models import create_model, model_names
-from ultraseg_lib.paths import PROFILES, outputs_dir, whole_file, write_json
+from ultraseg_lib.paths import PROFILES, SPLITS, outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
 from ultraseg_lib.training import RECIPES, Trainer, predict_probs
 
@@ -59,7 +60,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run; ``run_id`` names it and its folder."""
+    """One training run; ``run_id`` names it and its folder.
+
+    ``dataset`` may name a committed split too, as in ``cvc_clinicdb@sequence``. Raises ValueError, with
+    the valid names, for an unknown model, dataset, recipe or protocol.
+    """
 
     profile: str
     model: str
@@ -68,6 +73,12 @@ class Run:
     protocol: str
     epochs: int
     seed: int
+
+    def __post_init__(self) -> None:
+        _check_choice("model", [self.model], model_names())
+        _check_datasets([self.dataset])
+        _check_choice("recipe", [self.recipe], RECIPES)
+        _check_choice("protocol", [self.protocol], PROTOCOLS)
 
     @property
     def run_id(self) -> str:
@@ -97,6 +108,15 @@ def _check_choice(argument: str, values: Iterable[str], valid: Iterable[str]) ->
             raise ValueError(f"{argument}: unknown {value!r}; choose from {', '.join(valid)}")
 
 
+def _check_datasets(names: Iterable[str]) -> None:
+    for name in names:
+        dataset, _, scheme = name.partition("@")
+        _check_choice("dataset", [dataset], data.catalog())
+        if scheme:
+            found = sorted(p.stem.removeprefix(f"{dataset}-") for p in SPLITS.glob(f"{dataset}-*"))
+            _check_choice(f"split of {dataset}", [scheme], found)
+
+
 def load_profile(name: str, **overrides: Any) -> Profile:
     """Read a profile; overrides that are not None take the place of its values.
 
@@ -105,10 +125,13 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     _check_choice("profile", [name], profile_names())
     values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
     values |= {key: value for key, value in overrides.items() if value is not None}
-    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list | tuple)}
+    lists = {k: tuple(dict.fromkeys(v)) for k, v in values.items() if isinstance(v, list | tuple)}
     profile = Profile(name=name, **(values | lists))
+    for argument, chosen in lists.items():
+        if not chosen:
+            raise ValueError(f"{argument}: found none; name one or more")
     _check_choice("models", profile.models, model_names())
-    _check_choice("datasets", profile.datasets, data.catalog())
+    _check_datasets(profile.datasets)
     _check_choice("recipe", profile.recipes, RECIPES)
     _check_choice("protocol", profile.protocols, PROTOCOLS)
     if profile.epochs < 1:
@@ -133,7 +156,8 @@ def load_frames_of(dataset: str, profile: Profile) -> Frames:
         if profile.generated is None:
             raise ValueError(f"datasets: profile {profile.name} has no generated images; use demo")
         return data.load_generated(profile.image_size, **profile.generated)
-    return data.load_dataset(dataset, profile.image_size)
+    name, _, scheme = dataset.partition("@")
+    return data.load_dataset(name, profile.image_size, scheme or "random")
 
 
 def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
@@ -151,20 +175,35 @@ def score_frames(run_id: str, test_set: str, frames: Frames, probs: np.ndarray) 
     return scores[list(SCORE_COLUMNS)]
 
 
-def _images_of(run: Run, profile: Profile) -> dict[str, Any]:
-    """Return what says which images a run saw; it stands in ``config.json``."""
+def _inputs(run: Run, profile: Profile) -> dict[str, Any]:
+    """Return what a run is made from: images, split, recipe. Stands in ``config.json`` and checkpoints."""
     generated = profile.generated if run.dataset == "synthetic" else None
     made_by = {"generator": data.generator_version()} if generated else {}
-    return {"size": profile.image_size, **(generated or {}), **made_by}
+    name, _, scheme = run.dataset.partition("@")
+    return {
+        "images": {"size": profile.image_size, **(generated or {}), **made_by},
+        "split": committed_hash(name, scheme or "random"),
+        "recipe": dataclasses.asdict(RECIPES[run.recipe]),
+    }
 
 
-def _check_images(run: Run, profile: Profile) -> None:
-    """Raise ValueError if a complete run was made from other images than the profile asks for."""
-    config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-    wanted = _images_of(run, profile)
-    if config.get("images") != wanted:
+def read_config(run: Run) -> dict[str, Any]:
+    """Return the ``config.json`` of a complete run."""
+    return json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+
+
+def read_scores(run: Run) -> pd.DataFrame:
+    """Return the ``scores.csv`` of a complete run; names stay text, also where they look like numbers."""
+    text = dict.fromkeys(("run_id", "test_set", "image_id", "center", "modality"), str)
+    return pd.read_csv(run.folder / "scores.csv", dtype=text, keep_default_na=False)
+
+
+def _check_inputs(run: Run, profile: Profile) -> None:
+    """Raise ValueError if a complete run was made from other inputs than the profile asks for."""
+    found, wanted = read_config(run).get("inputs"), _inputs(run, profile)
+    if found != wanted:
         raise ValueError(
-            f"{run.folder}: made from images {config.get('images')}, the profile now asks for {wanted};"
+            f"{run.folder}: made from {found}, the profile now asks for {wanted};"
             " remove the folder, or give --force"
         )
 
@@ -174,16 +213,17 @@ def run_once(
 ) -> pd.DataFrame:
     """Train and score one run, or read its scores if it is complete; return its scores."""
     if run.is_complete:
-        _check_images(run, profile)
-        return pd.read_csv(run.folder / "scores.csv", keep_default_na=False)
+        _check_inputs(run, profile)
+        return read_scores(run)
     frames = load_frames_of(run.dataset, profile)
     train, val = training_parts(frames, run.protocol)
     run.folder.mkdir(parents=True, exist_ok=True)
-    for leftover in run.folder.glob(".*.tmp.*"):  # of a process that was killed while it wrote
-        leftover.unlink(missing_ok=True)
     torch.manual_seed(run.seed)
     model = create_model(run.model)
-    trainer = Trainer(model, train, val, RECIPES[run.recipe], run.epochs, run.seed, run.folder)
+    trainer = Trainer(
+        model, train, val, RECIPES[run.recipe], run.epochs, run.seed, run.folder,
+        inputs=_inputs(run, profile),
+    )  # fmt: skip
     trainer.fit(on_epoch)
     return _finish(run, profile, frames, trainer)
 
@@ -200,8 +240,7 @@ def _finish(run: Run, profile: Profile, frames: Frames, trainer: Trainer) -> pd.
     seconds = sum(row["seconds"] for row in trainer.history)
     config = dataclasses.asdict(run) | {
         "run_id": run.run_id,
-        "images": _images_of(run, profile),
-        "recipe_settings": dataclasses.asdict(trainer.recipe),
+        "inputs": trainer.inputs,
         "split_hash": data.split_hash(frames.table.set_index("image_id")["part"]),
         "best_epoch": trainer.best_epoch,
         "minutes": round(seconds / 60, 2),
@@ -211,7 +250,8 @@ def _finish(run: Run, profile: Profile, frames: Frames, trainer: Trainer) -> pd.
     write_json(run.folder / "config.json", config)
     with whole_file(run.folder / "scores.csv") as temporary:
         scores.to_csv(temporary, index=False)
-    (run.folder / "checkpoint.pt").unlink(missing_ok=True)
+    for finished in (run.folder / "checkpoint.pt", *run.folder.glob(".*.tmp.*")):
+        finished.unlink(missing_ok=True)  # the second: of a process that was killed while it wrote
     return scores
 
 
@@ -266,7 +306,7 @@ def run_study(profile: Profile, runs: list[Run], jobs: int | None = None) -> dic
     """
     for run in runs:
         if run.is_complete:
-            _check_images(run, profile)
+            _check_inputs(run, profile)
     todo = [run for run in runs if not run.is_complete]
     if not todo:
         return {}
@@ -302,15 +342,18 @@ def finished_runs(profile: str) -> list[Run]:
 
 
 def pick_run(profile: Profile, model: str) -> Run:
-    """Return a run of ``model`` to show: a finished one, the profile's own first, else one planned.
+    """Return a run of ``model`` to show: a finished one, the profile's own first.
 
-    Raises ValueError where neither the profile nor its ledger knows the model.
+    The demo plans one where none is finished (a minute to train); other profiles show another
+    finished model instead. Raises ValueError where no run is finished.
     """
     planned = [run for run in plan_runs(profile) if run.model == model]
-    finished = [run for run in finished_runs(profile.name) if run.model == model]
-    for run in [*(run for run in planned if run in finished), *finished, *planned]:
+    finished = finished_runs(profile.name)
+    same = [run for run in finished if run.model == model]
+    soon = planned if profile.name == "demo" else []
+    for run in [*(run for run in planned if run in same), *same, *soon, *finished]:
         return run
-    raise ValueError(f"model: no run of {model!r}; the profile has {', '.join(profile.models)}")
+    raise ValueError(f"no finished run; do ./run_all.sh --profile {profile.name} first")
 
 
 def read_ledger(profile: str) -> pd.DataFrame:
@@ -322,8 +365,7 @@ def read_ledger(profile: str) -> pd.DataFrame:
     keys = ["model", "dataset", "recipe", "protocol", "epochs", "seed"]
     tables = []
     for run in finished_runs(profile):
-        config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-        table = pd.read_csv(run.folder / "scores.csv", keep_default_na=False)
+        config, table = read_config(run), read_scores(run)
         pooled = table["test_set"].map(config["batch_pooled_dice"])
         tables.append(table.assign(**{k: config[k] for k in keys}, batch_pooled_dice=pooled))
     if not tables:

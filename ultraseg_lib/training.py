@@ -127,13 +127,14 @@ class Trainer:
         recipe: how to train.
         epochs: how many at most; the schedule is stretched over them.
         seed: of the order of images and of their augmentation.
+        inputs: what the run is made from, in plain values; a checkpoint of other inputs is refused.
         folder: gets ``checkpoint.pt`` and ``history.csv`` after every epoch, and
             ``weights.safetensors`` whenever the Dice on ``val`` is the best so far.
     """
 
     def __init__(
         self, model: nn.Module, train: Frames, val: Frames, recipe: Recipe, epochs: int,
-        seed: int, folder: Path,
+        seed: int, folder: Path, inputs: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.model = model.to(pick_device(), memory_format=torch.channels_last)
         self.train_frames, self.val_frames = train, val
@@ -145,6 +146,7 @@ class Trainer:
         if recipe.average is not None:
             mean = get_ema_multi_avg_fn(recipe.average)
             self.average = AveragedModel(self.model, multi_avg_fn=mean, use_buffers=True)
+        self.inputs = inputs or {}
         self.history: list[dict[str, float]] = []
 
     @property
@@ -206,7 +208,10 @@ class Trainer:
             save_weights(self.evaluated_model, self.folder / "weights.safetensors")
         state = {name: part.state_dict() for name, part in self._parts().items()}
         with whole_file(self.folder / "checkpoint.pt") as temporary:
-            torch.save(state | {"history": self.history}, temporary)
+            torch.save(state | {"history": self.history, "inputs": self.inputs}, temporary)
+        self._save_history()
+
+    def _save_history(self) -> None:
         with whole_file(self.folder / "history.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
 
@@ -215,9 +220,15 @@ class Trainer:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True, map_location=pick_device())
+        if state["inputs"] != self.inputs:
+            raise ValueError(
+                f"{path}: made from {state['inputs']}, the run is now {self.inputs};"
+                " remove the folder, or give --force"
+            )
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.history = state["history"]
+        self._save_history()  # it is a row short if the kill fell between the two files
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -73,8 +73,10 @@ def catalog() -> dict[str, dict[str, Any]]:
 
 
 def dataset_title(name: str) -> str:
-    """Return the title of a dataset; one of the user's own bears its name."""
-    return catalog().get(name, {"title": name})["title"]
+    """Return the title of a dataset, with its split if that is named; the user's own bear their names."""
+    dataset, _, scheme = name.partition("@")
+    title = catalog().get(dataset, {"title": dataset})["title"]
+    return f"{title}, {scheme} split" if scheme else title
 
 
 def check_dataset_name(name: str) -> None:

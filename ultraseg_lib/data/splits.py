@@ -124,6 +124,12 @@ def split_hash(parts: pd.Series) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
+def committed_hash(dataset: str, scheme: str = "random") -> str | None:
+    """Return the hash of a committed split, None where none is and it is drawn."""
+    path = split_path(dataset, scheme)
+    return split_hash(read_split(path)) if path.exists() else None
+
+
 def add_split(table: pd.DataFrame, dataset: str, scheme: str = "random") -> pd.DataFrame:
     """Return ``table`` with a ``part`` column from the committed split, or a drawn one where none is.
 

@@ -1,12 +1,14 @@
 """Tables from the ledger, ours beside the paper's. Nothing here is typed by hand."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import PAPER, outputs_dir, whole_file
-from ultraseg_lib.statistics import bootstrap_interval
+from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
 
 RUN_KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "seed"]
 GROUP_KEYS = RUN_KEYS[:-1]
@@ -88,10 +90,26 @@ def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(order, ascending=rising, ignore_index=True)
 
 
-def largest_group(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the recipe, protocol, epochs and dataset that the most models share."""
-    groups = [group for _, group in table.groupby(GROUP_KEYS[:-1], sort=False)]
-    return max(groups, key=len) if groups else table
+def groups(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the rows that may be compared: one recipe, protocol, epochs and dataset; largest first."""
+    found = [group for _, group in table.groupby(GROUP_KEYS[:-1], sort=False)]
+    return sorted(found, key=len, reverse=True)
+
+
+def paired_table(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Compare every two models of one group (see `groups`) image by image.
+
+    Scores of several seeds are averaged per image first, so the result speaks of these trained
+    models on new images. Columns: model_a, model_b, difference (mean Dice a - b), low and high (95 %
+    bootstrap over images), p_holm (sign-flip test, corrected by Holm for all pairs).
+    """
+    per_image = ledger.pivot_table(index="image_id", columns="model", values="dice")
+    rows = []
+    for a, b in combinations(per_image.mean().sort_values(ascending=False).index, 2):
+        test = paired_test(per_image[a].to_numpy(), per_image[b].to_numpy())
+        rows.append((MODELS[a].title, MODELS[b].title, *test))
+    table = pd.DataFrame(rows, columns=["model_a", "model_b", "difference", "low", "high", "p"])
+    return table.assign(p_holm=holm(table.pop("p")))
 
 
 def format_main_table(table: pd.DataFrame) -> pd.DataFrame:
