@@ -45,6 +45,11 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def now() -> str:
+    """Return the time in UTC to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def provenance() -> dict[str, Any]:
     """Return commit, versions, hardware and time as a JSON-ready dictionary."""
     return {
@@ -55,5 +60,5 @@ def provenance() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made": now(),
     }

@@ -29,7 +29,7 @@ from ultraseg_lib.data import Frames
 from ultraseg_lib.data.splits import committed_hash
 from ultraseg_lib.models import create_model, model_names
 from ultraseg_lib.paths import PROFILES, SPLITS, outputs_dir, whole_file, write_json
-from ultraseg_lib.provenance import provenance
+from ultraseg_lib.provenance import now, provenance
 from ultraseg_lib.training import RECIPES, Trainer, predict_probs
 
 PROTOCOLS = {
@@ -219,16 +219,17 @@ def run_once(
     train, val = training_parts(frames, run.protocol)
     run.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
+    made_by = provenance()  # of the code that trains: the working tree may change meanwhile
     model = create_model(run.model)
     trainer = Trainer(
         model, train, val, RECIPES[run.recipe], run.epochs, run.seed, run.folder,
         inputs=_inputs(run, profile),
     )  # fmt: skip
     trainer.fit(on_epoch)
-    return _finish(run, profile, frames, trainer)
+    return _finish(run, frames, trainer, made_by)
 
 
-def _finish(run: Run, profile: Profile, frames: Frames, trainer: Trainer) -> pd.DataFrame:
+def _finish(run: Run, frames: Frames, trainer: Trainer, made_by: dict[str, Any]) -> pd.DataFrame:
     """Score the best epoch on the test part and write the run's files, ``scores.csv`` last."""
     test = frames.part("test")
     model = create_model(run.model, weights=run.folder / "weights.safetensors")
@@ -245,7 +246,7 @@ def _finish(run: Run, profile: Profile, frames: Frames, trainer: Trainer) -> pd.
         "best_epoch": trainer.best_epoch,
         "minutes": round(seconds / 60, 2),
         "batch_pooled_dice": {run.dataset: pooled},
-        "provenance": provenance(),
+        "provenance": made_by | {"finished": now()},
     }
     write_json(run.folder / "config.json", config)
     with whole_file(run.folder / "scores.csv") as temporary:

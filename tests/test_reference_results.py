@@ -1,0 +1,52 @@
+"""The committed results are what they say: in the README, in the ledger, and from the weights."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ultraseg_lib import metrics, study
+from ultraseg_lib.data.splits import committed_hash
+from ultraseg_lib.models import create_model
+from ultraseg_lib.paths import ROOT
+from ultraseg_lib.report import tables
+from ultraseg_lib.training import predict_probs
+
+
+@pytest.fixture(autouse=True)
+def own_outputs(monkeypatch):
+    """Read the committed folder, wherever the user's outputs are."""
+    monkeypatch.delenv("ULTRASEG_OUTPUTS", raising=False)
+
+
+def committed() -> list[study.Run]:
+    paths = sorted((ROOT / "outputs" / "reference" / "runs").glob("*/scores.csv"))
+    return [run for run in study.finished_runs("reference") if run.folder / "scores.csv" in paths]
+
+
+def test_the_readme_quotes_the_ledger():
+    readme = (ROOT / "README.md").read_text()
+    text = tables.format_main_table(tables.main_table(study.read_ledger("reference")))
+    for row in text.to_dict("records"):
+        low_high = f"{row['Dice ± sd']} ({row['95 % interval']})"
+        line = f"| {low_high} | {row['Dice per batch of 4']} | {row['paper']} |"
+        assert line in readme
+    paper = pd.read_csv(ROOT / "data/paper/table3_main.csv").set_index("model")["kvasir_seg_dice"]
+    assert f"has {paper['UNet-Base']} there" in readme
+
+
+def test_each_run_was_made_with_the_committed_split():
+    assert committed()
+    for run in committed():
+        config = study.read_config(run)
+        assert config["split_hash"] == committed_hash(run.dataset) == config["inputs"]["split"]
+
+
+def test_shipped_weights_give_the_shipped_scores(real_data):
+    profile = study.load_profile("lite")
+    for run in committed():
+        test = study.load_frames_of(run.dataset, profile).part("test")
+        model = create_model(run.model, weights=run.folder / "weights.safetensors")
+        dice = metrics.dice_score(predict_probs(model, test.images) >= 128, test.masks > 0)
+        scores = study.read_scores(run)
+        assert scores["image_id"].tolist() == test.table["image_id"].tolist()
+        assert np.mean(dice) == pytest.approx(scores["dice"].mean(), abs=1e-3)
