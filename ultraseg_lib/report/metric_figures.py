@@ -134,7 +134,7 @@ def show_maps(rows: list[dict[str, NDArray]], title: str) -> Figure:
     return figure
 
 
-def plot_loss_terms(table: pd.DataFrame) -> Figure:
+def plot_loss_terms(table: pd.DataFrame, title: str) -> Figure:
     """Show the weighted terms of Eq. 5. Columns: form, model, term, loss."""
     forms = list(table["form"].unique())
     figure, grid = plt.subplots(1, len(forms), figsize=(15, 5.6), sharey=True, squeeze=False)
@@ -145,6 +145,7 @@ def plot_loss_terms(table: pd.DataFrame) -> Figure:
         totals = part.groupby("model", sort=False)["loss"].sum()
         labels = [f"{name}: total {total:.2f}" for name, total in totals.items()]
         axes.legend(axes.get_legend().legend_handles, labels, loc="lower right", fontsize="small")
+    figure.suptitle(title)
     return figure
 
 
