@@ -31,7 +31,7 @@ def test_the_readme_quotes_the_ledger():
         line = f"| {low_high} | {row['Dice per batch of 4']} | {row['paper']} |"
         assert line in readme
     paper = pd.read_csv(ROOT / "data/paper/table3_main.csv").set_index("model")["kvasir_seg_dice"]
-    assert f"has {paper['UNet-Base']} there" in readme
+    assert f"has {paper['UNet-Base']} on Kvasir-SEG" in readme
 
 
 def test_each_run_was_made_with_the_committed_split():
