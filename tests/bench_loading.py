@@ -34,7 +34,7 @@ def images_per_second(frames: Frames, augmentation: str) -> list[float]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ULTRASEG_OUTPUTS"] = folder
-        frames = load_generated(SIZE, IMAGES, seed=0)
+        frames = load_generated("synthetic", SIZE, IMAGES, seed=0)
         for threads in (1, 2):
             cv2.setNumThreads(threads)
             for name in AUGMENTATIONS:

@@ -22,7 +22,7 @@ BATCHES, WARM_UP = 40, 3
 def images_per_second(name: str) -> float:
     """Train one model for some batches and return images a second."""
     recipe = RECIPES["strong"]
-    frames = load_generated(size=256, count=48, seed=1)
+    frames = load_generated("synthetic", size=256, count=48, seed=1)
     torch.manual_seed(0)
     model = create_model(name).to(memory_format=torch.channels_last).train()
     optimizer = _make_optimizer(model, recipe)

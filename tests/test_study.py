@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ultraseg_lib import metrics, study
+from ultraseg_lib import engines, metrics, study
 from ultraseg_lib.report import tables
 
 
@@ -20,7 +20,7 @@ def tiny_plan(**changes) -> study.Profile:
 def finished(outputs) -> study.Profile:
     """A study of two models and two seeds, run in processes of their own."""
     plan = tiny_plan()
-    assert study.run_study(plan, study.plan_runs(plan), jobs=2) == {}
+    assert engines.run_study(plan, study.plan_runs(plan), jobs=2) == {}
     return plan
 
 
@@ -57,7 +57,7 @@ def test_a_study_fills_the_ledger_to_the_column(finished):
 
 def test_a_failed_run_is_reported_and_does_not_stop_the_others(outputs, monkeypatch):
     plan = tiny_plan(image_size=48)  # LB-UNet needs multiples of 32
-    failures = study.run_study(plan, study.plan_runs(plan), jobs=2)
+    failures = engines.run_study(plan, study.plan_runs(plan), jobs=2)
     assert set(failures) == {r.run_id for r in study.plan_runs(plan) if r.model == "lbunet"}
     assert "32" in next(iter(failures.values()))
     assert study.read_ledger("demo")["model"].unique().tolist() == ["unet_tiny"]
@@ -82,7 +82,7 @@ def test_a_run_made_from_other_images_is_refused_with_the_way_out(outputs):
         replace(plan, generated={"count": 40, "seed": 2}),
     ):
         with pytest.raises(ValueError, match="remove the folder, or give --force"):
-            study.run_study(changed, [run])
+            engines.run_study(changed, [run])
 
 
 def test_a_checkpoint_of_other_images_is_refused(outputs, monkeypatch):

@@ -32,6 +32,10 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", type=_list_of(str), dest="recipes", help="paper, strong")
     parser.add_argument("--protocol", type=_list_of(str), dest="protocols", help="clean, released")
     parser.add_argument("--jobs", type=int, help="runs side by side (default: one a core)")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="processes of this machine (default), or the Ray cluster at $RAY_ADDRESS",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="do finished runs anew")
 
 
@@ -139,15 +143,17 @@ def command_models(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(profile: "Profile", runs: list["Run"], jobs: int | None) -> dict[str, str]:
-    """Say what is done and what will run, then run it; report failures on the way out."""
-    from ultraseg_lib.study import run_study
+def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str) -> dict[str, str]:
+    """Say what is done, what will run and how long it may take, then run it; return the failures."""
+    from ultraseg_lib.engines import default_jobs, estimate, run_study, runs_to_do
 
-    missing = [run for run in runs if not run.is_complete]
-    print(f"study {profile.name}: {len(runs)} runs, {len(runs) - len(missing)} done", flush=True)
-    for run in missing:
-        print(f"  to run: {run.run_id}", flush=True)
-    failures = run_study(profile, runs, jobs)
+    todo = runs_to_do(profile, runs)
+    print(f"study {profile.name}: {len(runs)} runs, {len(runs) - len(todo)} done", flush=True)
+    if todo:
+        for run in todo:
+            print(f"  to run: {run.run_id}", flush=True)
+        print(f"  {estimate(profile, todo, jobs or default_jobs(len(todo)))}", flush=True)
+    failures = run_study(profile, runs, jobs, engine)
     for run_id, reason in failures.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
     return failures
@@ -163,31 +169,40 @@ def _forget(runs: list["Run"], profile: "Profile") -> None:
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
+def _refuse_frozen(profile: "Profile") -> None:
+    if profile.frozen:
+        raise ValueError(
+            f"profile {profile.name} is a record that is shown, not trained; choose lite or full"
+        )
+
+
 def command_study(args: argparse.Namespace) -> int:
     """Train and score what the ledger lacks."""
-    from ultraseg_lib.study import plan_runs
+    from ultraseg_lib.study import GRIDS, parse_run_id, plan_grids
 
     profile = _profile(args)
-    runs = [run for run in plan_runs(profile) if args.only in (None, run.run_id)]
-    if not runs:
-        raise ValueError(f"--only: {args.only!r} is not a run of this grid")
+    _refuse_frozen(profile)
+    runs = plan_grids(profile, args.grid or GRIDS)
+    if args.only:
+        runs = [parse_run_id(profile.name, args.only)]
     if args.force:
         _forget(runs, profile)
-    return int(bool(_train(profile, runs, args.jobs)))
+    return int(bool(_train(profile, runs, args.jobs, args.engine)))
 
 
 def command_run(args: argparse.Namespace) -> int:
     """Train what the chosen notebooks need, run them by papermill, print a summary."""
     from ultraseg_lib import notebooks
-    from ultraseg_lib.study import plan_runs
+    from ultraseg_lib.study import plan_grids
 
     profile = _profile(args)
     chosen = notebooks.find_notebooks(args.only, args.start)
     plan = notebooks.plan_executions(chosen, profile)
-    runs = plan_runs(profile) if notebooks.need_runs(chosen) else []
+    runs = [] if profile.frozen else plan_grids(profile, notebooks.grids_needed(chosen))
     if args.force:
+        _refuse_frozen(profile)
         _forget(runs, profile)
-    unfinished = _train(profile, runs, args.jobs) if runs else {}
+    unfinished = _train(profile, runs, args.jobs, args.engine) if runs else {}
     minutes, failures = notebooks.run_notebooks(plan, profile)
     print(notebooks.summary(minutes, failures, profile))
     return int(bool(unfinished or failures))
@@ -222,7 +237,10 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--models", type=_list_of(str), help="only these, comma-separated")
     models.add_argument("--json", action="store_true", help="for programs")
     study = add("study", command_study)
-    study.add_argument("--only", metavar="RUN_ID", help="one run of the grid")
+    study.add_argument("--only", metavar="RUN_ID", help="one run, by its name")
+    study.add_argument(
+        "--grid", type=_list_of(str), help="main, ablation, distillation, external (default: all)"
+    )
     run = add("run", command_run)
     run.add_argument("--only", metavar="NN", help="one notebook, by its number")
     run.add_argument("--from", dest="start", metavar="NN", help="this notebook and those after it")

@@ -2,7 +2,10 @@
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
 
@@ -72,6 +75,59 @@ def boundary_targets(masks: Mask, method: str = "canny") -> NDArray[np.uint8]:
     for target, mask in zip(targets, masks, strict=True):
         target[:] = boundary_target(mask, method)
     return targets
+
+
+def boundary_targets_on_device(masks: Tensor, method: str = "canny") -> Tensor:
+    """Draw the same bands as `boundary_targets`, on the device where the masks are.
+
+    A mask has no weak edges: where it changes at all, the Sobel gradient is at least 255, above
+    both thresholds. Canny is then its thinning step alone: a pixel stays if no neighbour across the
+    edge is steeper. OpenCV compares integers, and so does this: the result is equal, not close.
+
+    Args:
+        masks: (N, H, W) bool.
+        method: `"canny"` or `"morphological"`.
+
+    Returns:
+        (N, H, W) bool.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose one of {sorted(METHODS)}.")
+    lines = _thin_edges(masks) if method == "canny" else masks
+    ellipse = torch.from_numpy(ELLIPSE).to(masks.device, torch.float32)[None, None]
+    wide = F.conv2d(lines[:, None].float(), ellipse, padding=2)[:, 0] > 0
+    if method == "canny":
+        return wide
+    outside = F.pad((~masks)[:, None].float(), (2, 2, 2, 2))  # nothing erodes from beyond the frame
+    return wide & (F.conv2d(outside, ellipse)[:, 0] > 0)
+
+
+def _thin_edges(masks: Tensor) -> Tensor:
+    """Return Canny's one-pixel line of boolean masks (N, H, W): gradient, then thinning."""
+    padded = F.pad(masks[:, None].float(), (1, 1, 1, 1), mode="replicate")
+    sobel = padded.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    gradient = F.conv2d(padded, torch.stack([sobel, sobel.T])[:, None])
+    dx, dy = gradient[:, 0], gradient[:, 1]
+    steep = F.pad(dx.abs() + dy.abs(), (1, 1, 1, 1))
+
+    def neighbour(down: int, right: int) -> Tensor:
+        height, width = dx.shape[1:]
+        return steep[:, 1 + down : 1 + down + height, 1 + right : 1 + right + width]
+
+    here = neighbour(0, 0)
+    slope = torch.where(dx == 0, torch.inf, dy.abs() / dx.abs())
+    # OpenCV's tangents of 22.5 and 67.5 degrees, rounded to 15 bits
+    flat, upright = slope < 13573 / 32768, slope > 13573 / 32768 + 2
+    across = (here > neighbour(0, -1)) & (here >= neighbour(0, 1))
+    along = (here > neighbour(-1, 0)) & (here >= neighbour(1, 0))
+    rising = (here > neighbour(-1, 1)) & (here > neighbour(1, -1))
+    falling = (here > neighbour(-1, -1)) & (here > neighbour(1, 1))
+    slanted = torch.where(dx * dy < 0, rising, falling)
+    kept = torch.where(flat, across, torch.where(upright, along, slanted))
+    return kept & (here > 0)
 
 
 def _as_0_255(mask: Mask) -> NDArray[np.uint8]:

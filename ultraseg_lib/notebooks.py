@@ -9,10 +9,12 @@ import papermill
 from papermill.inspection import inspect_notebook
 from tqdm.auto import tqdm
 
+from ultraseg_lib.grid import GRIDS, Profile
 from ultraseg_lib.paths import NOTEBOOKS, outputs_dir, whole_file
-from ultraseg_lib.study import Profile
 
-WITHOUT_RUNS = (1,)  # the numbers of the notebooks that read no trained runs
+GRIDS_OF = {  # the runs that a notebook reads, by its number; the others read the main grid
+    1: (), 6: ("main", "ablation"), 7: ("distillation",), 8: ("external",), 12: tuple(GRIDS),
+}  # fmt: skip
 PER_MODEL = "04_train_model"
 
 
@@ -41,9 +43,10 @@ def find_notebooks(only: str | None = None, start: str | None = None) -> list[Pa
     return [path for path in found if first <= number(path) <= last]
 
 
-def need_runs(notebooks: list[Path]) -> bool:
-    """Return whether any of the notebooks reads trained runs."""
-    return any(number(path) not in WITHOUT_RUNS for path in notebooks)
+def grids_needed(notebooks: list[Path]) -> list[str]:
+    """Return the names of the grids whose runs the notebooks read."""
+    needed = {grid for path in notebooks for grid in GRIDS_OF.get(number(path), ("main",))}
+    return [grid for grid in GRIDS if grid in needed]
 
 
 def plan_executions(notebooks: list[Path], profile: Profile) -> list[Execution]:

@@ -1,163 +1,132 @@
-"""The study: a grid of runs, each trained once and scored image by image into the ledger.
+"""One run from frames to files, and the ledger of all runs.
 
-A run is model × training set × recipe × protocol × epochs × seed within a profile. Its folder is
-complete when ``scores.csv`` is there; the ledger is all complete folders of a profile together.
+A run's folder is complete when ``scores.csv`` is there; the ledger is all complete folders of a
+profile together. `engines` does many runs at once.
 """
 
 import dataclasses
 import json
-import os
-import signal
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
-from multiprocessing import active_children, get_context
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
-import yaml
+from filelock import FileLock, Timeout
+from torch import nn
 from tqdm.auto import tqdm
 
 from ultraseg_lib import data, metrics
 from ultraseg_lib.data import Frames
-from ultraseg_lib.data.splits import committed_hash
-from ultraseg_lib.models import create_model, model_names
-from ultraseg_lib.paths import PROFILES, SPLITS, outputs_dir, whole_file, write_json
+from ultraseg_lib.data.audit import near_duplicates_of
+from ultraseg_lib.data.splits import EXTERNAL, MIXED, committed_hash, keep_share, mixed_frames
+from ultraseg_lib.grid import (
+    GRIDS,
+    PROTOCOLS,
+    Profile,
+    Run,
+    load_profile,
+    parse_run_id,
+    plan_grids,
+    plan_runs,
+    profile_names,
+    teachers_of,
+)
+from ultraseg_lib.paths import data_dir, outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import now, provenance
-from ultraseg_lib.training import RECIPES, Trainer, predict_probs
+from ultraseg_lib.training import Trainer, check_same_inputs, pick_device, predict_probs
+from ultraseg_lib.variants import build_model, find_variant
 
-PROTOCOLS = {
-    "clean": "the epoch is picked on a tenth of the training part, the test part is seen once",
-    "released": "trains on all of the training part, the epoch is picked on the test part",
-}
+__all__ = [
+    "GRIDS",
+    "PROTOCOLS",
+    "SCORE_COLUMNS",
+    "Profile",
+    "Run",
+    "ensure_run",
+    "epochs_done",
+    "finished_runs",
+    "load_frames_of",
+    "load_profile",
+    "parse_run_id",
+    "pick_run",
+    "plan_grids",
+    "plan_runs",
+    "profile_names",
+    "read_config",
+    "read_ledger",
+    "read_probs",
+    "read_scores",
+    "run_once",
+    "test_frames",
+    "test_sets_of",
+    "training_parts",
+]
+
 SCORE_COLUMNS = (
     "run_id", "test_set", "image_id", "center", "modality", "area", "n_polyps", "dice", "iou",
     "precision", "recall", "hd95", "hd95_mask", "detected",
 )  # fmt: skip
 RELEASED_BATCH = 4  # the batch over which the released code pools Dice
+WHOLE_TEST_SETS = (*EXTERNAL, "synthetic_unseen")  # never trained on: every image is tested
 
 
-@dataclass(frozen=True)
-class Profile:
-    """One size of the study: ``profiles/<name>.yaml``."""
-
-    name: str
-    image_size: int
-    datasets: tuple[str, ...]
-    models: tuple[str, ...]
-    seeds: tuple[int, ...]
-    recipes: tuple[str, ...]
-    protocols: tuple[str, ...]
-    epochs: int
-    generated: dict[str, int] | None = None
+# --- frames ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run; ``run_id`` names it and its folder.
-
-    ``dataset`` may name a committed split too, as in ``cvc_clinicdb@sequence``. Raises ValueError, with
-    the valid names, for an unknown model, dataset, recipe or protocol.
-    """
-
-    profile: str
-    model: str
-    dataset: str
-    recipe: str
-    protocol: str
-    epochs: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        _check_choice("model", [self.model], model_names())
-        _check_datasets([self.dataset])
-        _check_choice("recipe", [self.recipe], RECIPES)
-        _check_choice("protocol", [self.protocol], PROTOCOLS)
-
-    @property
-    def run_id(self) -> str:
-        """Return the readable name, unique within a profile."""
-        setting = f"{self.recipe}-{self.protocol}-e{self.epochs}-s{self.seed}"
-        return f"{self.model}-{self.dataset}-{setting}"
-
-    @property
-    def folder(self) -> Path:
-        """Return where the run keeps its files."""
-        return outputs_dir(self.profile) / "runs" / self.run_id
-
-    @property
-    def is_complete(self) -> bool:
-        """Return whether the run is trained and scored."""
-        return (self.folder / "scores.csv").exists()
+def _base(dataset: str) -> str:
+    """Return the name of a dataset without its selection."""
+    return dataset.partition("@")[0]
 
 
-def profile_names() -> list[str]:
-    """Return the names of all profiles."""
-    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
-
-
-def _check_choice(argument: str, values: Iterable[str], valid: Iterable[str]) -> None:
-    for value in values:
-        if value not in valid:
-            raise ValueError(f"{argument}: unknown {value!r}; choose from {', '.join(valid)}")
-
-
-def _check_datasets(names: Iterable[str]) -> None:
-    for name in names:
-        dataset, _, scheme = name.partition("@")
-        _check_choice("dataset", [dataset], data.catalog())
-        if scheme:
-            found = sorted(p.stem.removeprefix(f"{dataset}-") for p in SPLITS.glob(f"{dataset}-*"))
-            _check_choice(f"split of {dataset}", [scheme], found)
-
-
-def load_profile(name: str, **overrides: Any) -> Profile:
-    """Read a profile; overrides that are not None take the place of its values.
-
-    Raises ValueError, with the valid names, for an unknown profile, model, dataset, recipe or protocol.
-    """
-    _check_choice("profile", [name], profile_names())
-    values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
-    values |= {key: value for key, value in overrides.items() if value is not None}
-    lists = {k: tuple(dict.fromkeys(v)) for k, v in values.items() if isinstance(v, list | tuple)}
-    profile = Profile(name=name, **(values | lists))
-    for argument, chosen in lists.items():
-        if not chosen:
-            raise ValueError(f"{argument}: found none; name one or more")
-    _check_choice("models", profile.models, model_names())
-    _check_datasets(profile.datasets)
-    _check_choice("recipe", profile.recipes, RECIPES)
-    _check_choice("protocol", profile.protocols, PROTOCOLS)
-    if profile.epochs < 1:
-        raise ValueError(f"epochs: found {profile.epochs}; give 1 or more")
-    return profile
-
-
-def plan_runs(profile: Profile) -> list[Run]:
-    """Return the runs of the main grid, seeds innermost, so that a stopped study has whole rows."""
-    grid = product(
-        profile.recipes, profile.protocols, profile.datasets, profile.models, profile.seeds
-    )
-    return [
-        Run(profile.name, model, dataset, recipe, protocol, profile.epochs, seed)
-        for recipe, protocol, dataset, model, seed in grid
-    ]
+def _is_there(dataset: str, profile: Profile) -> bool:
+    if dataset.startswith("synthetic"):
+        return profile.generated is not None
+    return data_dir().is_dir() and dataset in data.look_for_datasets(data_dir())
 
 
 def load_frames_of(dataset: str, profile: Profile) -> Frames:
-    """Return the frames of one dataset at the profile's size, with their split."""
-    if dataset == "synthetic":
+    """Return the frames of one dataset at the profile's size, with their split.
+
+    A selection (see `Run`) thins the training part or keeps one center. "mixed" joins the parts of
+    all datasets of the mixed set that are there; images too close to a tested one are left out.
+    """
+    name, _, selection = dataset.partition("@")
+    share = re.fullmatch(r"p(\d+)", selection)
+    center = selection.startswith("center_")
+    if name == "mixed":
+        frames = _load_mixed(profile)
+    elif name.startswith("synthetic"):
         if profile.generated is None:
             raise ValueError(f"datasets: profile {profile.name} has no generated images; use demo")
-        return data.load_generated(profile.image_size, **profile.generated)
-    name, _, scheme = dataset.partition("@")
-    return data.load_dataset(name, profile.image_size, scheme or "random")
+        frames = data.load_generated(name, profile.image_size, **profile.generated)
+    else:
+        scheme = "random" if share or center else selection or "random"
+        frames = data.load_dataset(name, profile.image_size, scheme)
+    if share:
+        return keep_share(frames, int(share[1]) / 100)
+    return _keep_center(frames, dataset) if center else frames
+
+
+def _keep_center(frames: Frames, dataset: str) -> Frames:
+    center = dataset.partition("@")[2]
+    own = frames.table["center"].isin([center, center.removeprefix("center_")]).to_numpy()
+    if not own.any():
+        found = ", ".join(sorted(set(frames.table["center"])))
+        raise ValueError(f"{dataset}: no image of this center; the centers are {found}")
+    return frames.select(own)
+
+
+def _load_mixed(profile: Profile) -> Frames:
+    names = [name for name in (*MIXED, *EXTERNAL) if _is_there(name, profile)]
+    if not set(names) & set(MIXED):
+        raise FileNotFoundError(f"mixed: none of {', '.join(MIXED)} is below {data_dir()}")
+    frames = {name: load_frames_of(name, profile) for name in names}
+    trained, _ = mixed_frames(frames, near_duplicates_of(frames.values()))
+    tests = [frames[name].part("test") for name in names if name in MIXED]
+    return data.join_frames([trained, *tests])
 
 
 def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
@@ -167,24 +136,66 @@ def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
     return frames.part("train"), frames.part("val")
 
 
-def score_frames(run_id: str, test_set: str, frames: Frames, probs: np.ndarray) -> pd.DataFrame:
-    """Score probability maps (N, H, W) uint8 against the masks: the rows of ``scores.csv``."""
-    columns = metrics.score_images(probs >= 128, frames.masks > 0)
-    known = frames.table[["image_id", "center", "modality"]]
-    scores = known.assign(run_id=run_id, test_set=test_set, **columns)
-    return scores[list(SCORE_COLUMNS)]
+def test_sets_of(run: Run, profile: Profile) -> list[str]:
+    """Return the names of the test sets of a run: its own, then the profile's that are there.
+
+    A split or center of a dataset is not tested on the rest of that dataset, which may hold frames
+    that it was trained on. The mixed set has the test parts of its datasets.
+    """
+    name, _, selection = run.dataset.partition("@")
+    others = [each for each in profile.tested if each != name and _is_there(each, profile)]
+    if name == "mixed":
+        return others
+    own = name if re.fullmatch(r"p\d+", selection) else run.dataset
+    return [own, *others]
 
 
-def _inputs(run: Run, profile: Profile) -> dict[str, Any]:
+def test_frames(test_set: str, profile: Profile) -> Frames:
+    """Return the frames of a test set, in the order of ``scores.csv`` and of `read_probs`."""
+    frames = load_frames_of(test_set, profile)
+    return frames if test_set in WHOLE_TEST_SETS else frames.part("test")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All that a run needs of its datasets: frames to train on, to pick the epoch, to test."""
+
+    train: Frames
+    val: Frames
+    tests: dict[str, Frames]
+    split_hash: str
+
+
+def load_run_data(run: Run, profile: Profile) -> RunData:
+    """Load the frames of one run."""
+    frames = load_frames_of(run.dataset, profile)
+    tests = {name: test_frames(name, profile) for name in test_sets_of(run, profile)}
+    keys = frames.table["dataset"] + "/" + frames.table["image_id"]
+    keys = keys if _base(run.dataset) == "mixed" else frames.table["image_id"]
+    split = data.split_hash(pd.Series(frames.table["part"].to_numpy(), keys))
+    return RunData(*training_parts(frames, run.protocol), tests, split)
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
     """Return what a run is made from: images, split, recipe. Stands in ``config.json`` and checkpoints."""
-    generated = profile.generated if run.dataset == "synthetic" else None
+    name, _, selection = run.dataset.partition("@")
+    generated = profile.generated if name.startswith("synthetic") else None
     made_by = {"generator": data.generator_version()} if generated else {}
-    name, _, scheme = run.dataset.partition("@")
-    return {
+    if name == "mixed":
+        split = {each: committed_hash(each) for each in MIXED}
+    else:
+        split = committed_hash(name, selection or "random") or committed_hash(name)
+    inputs = {
         "images": {"size": profile.image_size, **(generated or {}), **made_by},
-        "split": committed_hash(name, scheme or "random"),
-        "recipe": dataclasses.asdict(RECIPES[run.recipe]),
+        "split": split,
+        "recipe": dataclasses.asdict(run.training_recipe),
+        "variant": dict(find_variant(run.model)[1].model),
     }
+    teachers = [teacher.run_id for teacher in teachers_of(run, profile)]
+    return inputs | ({"teacher": teachers[0]} if teachers else {})
 
 
 def read_config(run: Run) -> dict[str, Any]:
@@ -198,80 +209,121 @@ def read_scores(run: Run) -> pd.DataFrame:
     return pd.read_csv(run.folder / "scores.csv", dtype=text, keep_default_na=False)
 
 
-def _check_inputs(run: Run, profile: Profile) -> None:
+def check_complete(run: Run, profile: Profile) -> None:
     """Raise ValueError if a complete run was made from other inputs than the profile asks for."""
-    found, wanted = read_config(run).get("inputs"), _inputs(run, profile)
-    if found != wanted:
-        raise ValueError(
-            f"{run.folder}: made from {found}, the profile now asks for {wanted};"
-            " remove the folder, or give --force"
-        )
+    check_same_inputs(read_config(run).get("inputs", {}), inputs_of(run, profile), run.folder)
+
+
+def missing_tests(run: Run, profile: Profile) -> list[str]:
+    """Return the test sets on which a complete run is not scored yet."""
+    scored = set(read_scores(run)["test_set"])
+    return [name for name in test_sets_of(run, profile) if name not in scored]
 
 
 def run_once(
-    run: Run, profile: Profile, on_epoch: Callable[[dict[str, float]], None] | None = None
+    run: Run,
+    profile: Profile,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    frames: RunData | None = None,
 ) -> pd.DataFrame:
-    """Train and score one run, or read its scores if it is complete; return its scores."""
+    """Train and score what a run lacks, read the rest; return its scores.
+
+    ``frames``: those of the run, where they are at hand. Raises ValueError where the run is being
+    done by another process, and for one that was made from other inputs.
+    """
     if run.is_complete:
-        _check_inputs(run, profile)
-        return read_scores(run)
-    frames = load_frames_of(run.dataset, profile)
-    train, val = training_parts(frames, run.protocol)
+        check_complete(run, profile)
+        if not missing_tests(run, profile):
+            return read_scores(run)
     run.folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(run.seed)
-    made_by = provenance()  # of the code that trains: the working tree may change meanwhile
-    model = create_model(run.model)
-    trainer = Trainer(
-        model, train, val, RECIPES[run.recipe], run.epochs, run.seed, run.folder,
-        inputs=_inputs(run, profile),
-    )  # fmt: skip
-    trainer.fit(on_epoch)
-    return _finish(run, frames, trainer, made_by)
+    lock = FileLock(run.folder / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            _train_and_score(run, profile, frames or load_run_data(run, profile), on_epoch)
+    except Timeout:
+        raise ValueError(f"{run.folder}: another process is doing this run; wait for it") from None
+    (run.folder / ".lock").unlink(missing_ok=True)
+    return read_scores(run)
 
 
-def _finish(run: Run, frames: Frames, trainer: Trainer, made_by: dict[str, Any]) -> pd.DataFrame:
-    """Score the best epoch on the test part and write the run's files, ``scores.csv`` last."""
-    test = frames.part("test")
-    model = create_model(run.model, weights=run.folder / "weights.safetensors")
-    probs = predict_probs(model, test.images)
-    scores = score_frames(run.run_id, run.dataset, test, probs)
-    with whole_file(run.folder / "probs.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{run.dataset: probs})
-    pooled = metrics.batch_pooled_dice(probs >= 128, test.masks > 0, RELEASED_BATCH)
-    seconds = sum(row["seconds"] for row in trainer.history)
-    config = dataclasses.asdict(run) | {
-        "run_id": run.run_id,
-        "inputs": trainer.inputs,
-        "split_hash": data.split_hash(frames.table.set_index("image_id")["part"]),
-        "best_epoch": trainer.best_epoch,
-        "minutes": round(seconds / 60, 2),
-        "batch_pooled_dice": {run.dataset: pooled},
-        "provenance": made_by | {"finished": now()},
-    }
-    write_json(run.folder / "config.json", config)
-    with whole_file(run.folder / "scores.csv") as temporary:
-        scores.to_csv(temporary, index=False)
+def _train_and_score(
+    run: Run,
+    profile: Profile,
+    frames: RunData,
+    on_epoch: Callable[[dict[str, float]], None] | None,
+) -> None:
+    config = read_config(run) if run.is_complete else _train(run, profile, frames, on_epoch)
+    done = set(read_scores(run)["test_set"]) if run.is_complete else set()
+    _score(run, {k: v for k, v in frames.tests.items() if k not in done}, config)
     for finished in (run.folder / "checkpoint.pt", *run.folder.glob(".*.tmp.*")):
         finished.unlink(missing_ok=True)  # the second: of a process that was killed while it wrote
-    return scores
 
 
-def _worker(run: Run, profile: Profile, threads: int) -> str | None:
-    """Do one run in a process of its own; return the reason if it failed."""
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = os.getppid()
+def _train(
+    run: Run,
+    profile: Profile,
+    frames: RunData,
+    on_epoch: Callable[[dict[str, float]], None] | None,
+) -> dict[str, Any]:
+    """Train a run to its end; return what ``config.json`` says of it."""
+    made_by = provenance()  # of the code that trains: the working tree may change meanwhile
+    teachers = [load_trained(teacher) for teacher in teachers_of(run, profile)]
+    torch.manual_seed(run.seed)
+    inputs = inputs_of(run, profile)
+    trainer = Trainer(
+        build_model(run.model), frames.train, frames.val, run.training_recipe, run.epochs,
+        run.seed, run.folder, inputs | {"frames": frames.split_hash}, *teachers,
+    )  # fmt: skip
+    trainer.fit(on_epoch)
+    return dataclasses.asdict(run) | {
+        "run_id": run.run_id,
+        "inputs": inputs,
+        "split_hash": frames.split_hash,
+        "images": {"train": len(frames.train), "val": len(frames.val)},
+        "best_epoch": trainer.best_epoch,
+        "minutes": round(sum(row["seconds"] for row in trainer.history) / 60, 2),
+        "batch_pooled_dice": {},
+        "provenance": made_by | {"finished": now()},
+    }
 
-    def stop_if_alone(_: dict[str, float]) -> None:
-        if os.getppid() != parent:  # the study was killed: end with this epoch, which is saved
-            raise SystemExit
 
-    try:
-        run_once(run, profile, on_epoch=stop_if_alone)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+def load_trained(run: Run) -> nn.Module:
+    """Return the trained model of a run, on the GPU where there is one.
+
+    Raises FileNotFoundError where the run is not finished.
+    """
+    weights = run.folder / "weights.safetensors"
+    if not (run.is_complete and weights.exists()):
+        raise FileNotFoundError(f"{run.run_id} is not finished; train it first")
+    return build_model(run.model, weights).to(pick_device()).eval()
+
+
+def score_frames(run_id: str, test_set: str, frames: Frames, probs: np.ndarray) -> pd.DataFrame:
+    """Score probability maps (N, H, W) uint8 against the masks: the rows of ``scores.csv``."""
+    columns = metrics.score_images(probs >= 128, frames.masks > 0)
+    known = frames.table[["image_id", "center", "modality"]]
+    scores = known.assign(run_id=run_id, test_set=test_set, **columns)
+    return scores[list(SCORE_COLUMNS)]
+
+
+def _score(run: Run, tests: dict[str, Frames], config: dict[str, Any]) -> None:
+    """Score the best epoch on more test sets and write the run's files, ``scores.csv`` last."""
+    model = build_model(run.model, run.folder / "weights.safetensors").to(pick_device())
+    probs = {name: predict_probs(model, frames.images) for name, frames in tests.items()}
+    scores = [score_frames(run.run_id, name, tests[name], probs[name]) for name in tests]
+    for name, frames in tests.items():
+        pooled = metrics.batch_pooled_dice(probs[name] >= 128, frames.masks > 0, RELEASED_BATCH)
+        config["batch_pooled_dice"][name] = pooled
+    earlier = run.folder / "probs.npz"
+    if earlier.exists():
+        with np.load(earlier) as kept:
+            probs = dict(kept) | probs
+    with whole_file(earlier) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **probs)
+    write_json(run.folder / "config.json", config)
+    table = pd.concat([*([read_scores(run)] if run.is_complete else []), *scores])
+    with whole_file(run.folder / "scores.csv") as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def epochs_done(run: Run) -> int:
@@ -282,64 +334,26 @@ def epochs_done(run: Run) -> int:
     return len(pd.read_csv(path)) if path.exists() else 0
 
 
-def _watch(futures: dict[Future, Run], total: int, done_before: int) -> dict[str, str]:
-    """Show epochs finished over all runs until the last ends; return the failures by run_id."""
-    failures: dict[str, str] = {}
-    with tqdm(total=total, initial=done_before, unit="epoch", disable=None) as bar:
-        waiting = dict(futures)
-        while waiting:
-            time.sleep(0.5)
-            for future in [future for future in waiting if future.done()]:
-                run = waiting.pop(future)
-                reason = future.exception() or future.result()
-                if reason:
-                    failures[run.run_id] = str(reason)
-            runs = futures.values()
-            bar.n = sum(run.epochs if run.run_id in failures else epochs_done(run) for run in runs)
-            bar.refresh()
-    return failures
-
-
-def run_study(profile: Profile, runs: list[Run], jobs: int | None = None) -> dict[str, str]:
-    """Do every run that the ledger lacks, ``jobs`` at a time; return failures (run_id -> reason).
-
-    Each process gets its share of the cores (all cores over ``jobs``). What was done is kept when the study is stopped.
-    """
-    for run in runs:
-        if run.is_complete:
-            _check_inputs(run, profile)
-    todo = [run for run in runs if not run.is_complete]
-    if not todo:
-        return {}
-    for dataset in {run.dataset for run in todo}:  # decode once, before the processes start
-        load_frames_of(dataset, profile)
-    cores = os.cpu_count() or 1
-    jobs = jobs or min(cores, len(todo))
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_worker, run, profile, max(1, cores // jobs)): run for run in todo}
-        started = sum(epochs_done(run) for run in todo)
-        try:
-            return _watch(futures, sum(run.epochs for run in todo), started)
-        except KeyboardInterrupt:
-            for process in active_children():  # else the runs that wait would begin now
-                process.terminate()
-            raise
-
-
 def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
-    """Return the scores of one run, training it here, with a progress bar, if the ledger lacks it."""
+    """Return the scores of one run, training it here, with a progress bar, if the ledger lacks it.
+
+    The run that teaches it comes first.
+    """
+    for teacher in teachers_of(run, profile):
+        ensure_run(teacher, profile)
     if run.is_complete:
-        return run_once(run, profile)
+        return read_scores(run) if profile.frozen else run_once(run, profile)
     with tqdm(total=run.epochs, initial=epochs_done(run), unit="epoch", desc=run.run_id) as bar:
         return run_once(run, profile, on_epoch=lambda row: bar.update())
 
 
+# --- the ledger -----------------------------------------------------------------------------------
+
+
 def finished_runs(profile: str) -> list[Run]:
-    """Return every complete run of a profile's ledger, by name, also those its grid does not plan."""
-    fields = [field.name for field in dataclasses.fields(Run) if field.name != "profile"]
+    """Return every complete run of a profile's ledger, by name, also those its grids do not plan."""
     folders = [path.parent for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv"))]
-    configs = [json.loads((each / "config.json").read_text(encoding="utf-8")) for each in folders]
-    return [Run(profile, **{name: config[name] for name in fields}) for config in configs]
+    return [parse_run_id(profile, folder.name) for folder in folders]
 
 
 def pick_run(profile: Profile, model: str) -> Run:
@@ -357,11 +371,30 @@ def pick_run(profile: Profile, model: str) -> Run:
     raise ValueError(f"no finished run; do ./run_all.sh --profile {profile.name} first")
 
 
+def read_probs(run: Run, test_set: str, profile: Profile | None = None) -> np.ndarray:
+    """Return the probability maps (N, S, S) uint8 of a finished run, rows as in its scores.
+
+    The committed record keeps no maps: there they are made from the weights, once.
+    """
+    kept = run.folder / "probs.npz"
+    if kept.exists():
+        with np.load(kept) as maps:
+            if test_set in maps:
+                return maps[test_set]
+    cache = outputs_dir("cache") / f"probs-{run.profile}-{run.run_id}-{test_set}.npy"
+    if not cache.exists():
+        frames = test_frames(test_set, profile or load_profile(run.profile))
+        probs = predict_probs(load_trained(run), frames.images)
+        with whole_file(cache) as temporary:
+            np.save(temporary, probs)
+    return np.load(cache)
+
+
 def read_ledger(profile: str) -> pd.DataFrame:
     """Return every image's scores of every complete run, with the run's settings as columns.
 
     Columns: those of ``scores.csv``, then model, dataset, recipe, protocol, epochs, seed,
-    batch_pooled_dice (of the run's own test set). Empty, with these columns, where no run is done.
+    batch_pooled_dice (of the row's test set). Empty, with these columns, where no run is done.
     """
     keys = ["model", "dataset", "recipe", "protocol", "epochs", "seed"]
     tables = []

@@ -5,7 +5,7 @@ random follows from the seed and the epoch's number, so a resumed run equals an 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ultraseg_lib.data.device import DeviceFrames
 from ultraseg_lib.data.loading import Batch, Frames, to_tensor, training_batches
+from ultraseg_lib.distillation import Distillation
 from ultraseg_lib.losses import deep_supervision_loss
 from ultraseg_lib.metrics import dice_score
+from ultraseg_lib.models import Prediction
 from ultraseg_lib.paths import whole_file
 
 
@@ -30,6 +33,8 @@ class Recipe:
     ``schedule``: "cosine" falls from the learning rate to 0; "one_cycle" rises over the first tenth
     of the steps, then falls. ``patience``: epochs without a better Dice before stopping, None for
     never. ``clip``: largest gradient norm. ``average``: decay of the running mean of the weights.
+    From ``boundary_weight`` on: what a variant of a model changes (see ``variants``); ``edges``
+    makes the boundary targets, the two weights scale the two kinds of supervised maps in Eq. 5.
     """
 
     optimizer: str
@@ -42,6 +47,12 @@ class Recipe:
     patience: int | None = None
     clip: float | None = None
     average: float | None = None
+    boundary_weight: float = 1.0
+    region_weight: float = 1.0
+    double_sigmoid: bool = False
+    edges: str = "canny"
+    distillation: str | None = None
+    distillation_share: float = 0.0
 
 
 RECIPES = {
@@ -58,22 +69,50 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def precision_for(device: torch.device) -> torch.dtype:
+    """Return what the model computes in while it trains: bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def task_loss(prediction: Prediction, batch: Batch, recipe: Recipe) -> Tensor:
+    """Return the loss of Eq. 5, a scalar, with the weights of the recipe."""
+    terms = deep_supervision_loss(
+        prediction, batch.mask, batch.boundary, recipe.loss_form, recipe.double_sigmoid
+    )
+    regions = (recipe.region_weight * term for term in terms.regions)
+    boundaries = (recipe.boundary_weight * term for term in terms.boundaries)
+    return sum((*regions, *boundaries), terms.main)
+
+
+def _in_float32(prediction: Prediction) -> Prediction:
+    """Return the prediction in float32: the loss is not computed in bfloat16."""
+    maps = [tuple(each.float() for each in maps) for maps in prediction[1:3]]
+    bottom = prediction.bottleneck
+    return Prediction(prediction.logits.float(), *maps, None if bottom is None else bottom.float())
+
+
 def train_step(
-    model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, recipe: Recipe
-) -> float:
-    """Make one gradient step on one batch and return its loss (Eq. 5)."""
-    device = next(model.parameters()).device
-    image = batch.image.to(device, memory_format=torch.channels_last)
-    prediction = model(image, deep_supervision=True)
-    loss = deep_supervision_loss(
-        prediction, batch.mask.to(device), batch.boundary.to(device), form=recipe.loss_form
-    ).total
+    model: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    distillation: Distillation | None = None,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Make one gradient step on one batch and return its loss, a scalar (Eq. 5, and 6 if asked)."""
+    image = batch.image.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
+        prediction = model(image, deep_supervision=True)
+    prediction = _in_float32(prediction)
+    loss = task_loss(prediction, batch, recipe)
+    if distillation is not None:
+        loss = distillation(loss, prediction, image)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
-    return float(loss.detach())
+    return loss.detach()  # not a float: that would wait for the GPU
 
 
 @torch.inference_mode()
@@ -100,11 +139,9 @@ def validation_dice(model: nn.Module, frames: Frames) -> float:
     return float(np.mean(dice_score(probs >= 128, frames.masks > 0)))
 
 
-def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
+    return kind(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
 def _make_scheduler(
@@ -127,19 +164,30 @@ class Trainer:
         recipe: how to train.
         epochs: how many at most; the schedule is stretched over them.
         seed: of the order of images and of their augmentation.
-        inputs: what the run is made from, in plain values; a checkpoint of other inputs is refused.
         folder: gets ``checkpoint.pt`` and ``history.csv`` after every epoch, and
             ``weights.safetensors`` whenever the Dice on ``val`` is the best so far.
+        inputs: what the run is made from, in plain values; a checkpoint of other inputs is refused.
+        teacher: a trained model to learn from, where the recipe distils.
+
+    On a GPU the frames stay on it as uint8, are augmented there, and the model computes in bfloat16.
     """
 
     def __init__(
         self, model: nn.Module, train: Frames, val: Frames, recipe: Recipe, epochs: int,
         seed: int, folder: Path, inputs: dict[str, Any] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:  # fmt: skip
-        self.model = model.to(pick_device(), memory_format=torch.channels_last)
+        self.device = pick_device()
+        self.model = model.to(self.device, memory_format=torch.channels_last)
         self.train_frames, self.val_frames = train, val
         self.recipe, self.epochs, self.seed, self.folder = recipe, epochs, seed, folder
-        self.optimizer = _make_optimizer(self.model, recipe)
+        self.distillation = None
+        if recipe.distillation is not None:
+            setting = (recipe.distillation, recipe.distillation_share)
+            self.distillation = Distillation(teacher.to(self.device), self.model, *setting)
+            self.distillation.to(self.device)
+        learned = [p for part in self._learners().values() for p in part.parameters()]
+        self.optimizer = _make_optimizer(learned, recipe)
         steps = epochs * -(-len(train) // recipe.batch_size)
         self.scheduler = _make_scheduler(self.optimizer, recipe, steps)
         self.average = None
@@ -148,6 +196,11 @@ class Trainer:
             self.average = AveragedModel(self.model, multi_avg_fn=mean, use_buffers=True)
         self.inputs = inputs or {}
         self.history: list[dict[str, float]] = []
+        self._on_device = DeviceFrames(train, self.device) if self.device.type == "cuda" else None
+
+    def _learners(self) -> dict[str, nn.Module]:
+        both = {"model": self.model, "distillation": self.distillation}
+        return {name: part for name, part in both.items() if part is not None}
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -170,24 +223,32 @@ class Trainer:
             if on_epoch is not None:
                 on_epoch(row)
 
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield the epoch's batches, made on the GPU where there is one."""
+        setting = (self.recipe.batch_size, self.recipe.augmentation, self.seed, epoch)
+        if self._on_device is not None:
+            return self._on_device.training_batches(*setting, self.recipe.edges)
+        return training_batches(self.train_frames, *setting, self.recipe.edges)
+
     def _run_epoch(self, epoch: int) -> dict[str, float]:
         began = time.perf_counter()
         torch.manual_seed(self.seed * 100_003 + epoch)
         losses = []
         self.model.train()
-        setting = (self.recipe.batch_size, self.recipe.augmentation, self.seed, epoch)
-        for batch in training_batches(self.train_frames, *setting):
-            losses.append(train_step(self.model, batch, self.optimizer, self.recipe))
+        setting = (self.optimizer, self.recipe, self.distillation, precision_for(self.device))
+        for batch in self._batches(epoch):
+            losses.append(train_step(self.model, batch, *setting))
             self.scheduler.step()
             if self.average is not None:
                 self.average.update_parameters(self.model)
-        if not np.isfinite(losses).all():
+        loss = float(torch.stack(losses).mean())
+        if not np.isfinite(loss):
             raise FloatingPointError(
                 f"epoch {epoch}: the loss is not finite; lower the learning rate"
             )
         dice = validation_dice(self.evaluated_model, self.val_frames)
         rate = self.scheduler.get_last_lr()[0]
-        values = (epoch, rate, float(np.mean(losses)), dice, time.perf_counter() - began)
+        values = (epoch, rate, loss, dice, time.perf_counter() - began)
         return dict(zip(HISTORY_COLUMNS, values, strict=True))
 
     def _is_out_of_patience(self) -> bool:
@@ -200,7 +261,7 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """Return everything that has a state to save and restore."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, **self._learners()}
         return parts | ({"average": self.average} if self.average is not None else {})
 
     def _save(self) -> None:
@@ -220,15 +281,28 @@ class Trainer:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True, map_location=pick_device())
-        if state["inputs"] != self.inputs:
-            raise ValueError(
-                f"{path}: made from {state['inputs']}, the run is now {self.inputs};"
-                " remove the folder, or give --force"
-            )
+        check_same_inputs(state["inputs"], self.inputs, path)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.history = state["history"]
         self._save_history()  # it is a row short if the kill fell between the two files
+
+
+def check_same_inputs(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Raise ValueError where what a file was made from is not what the run is made from now.
+
+    Only what both name is compared: an older version may not have named everything.
+    """
+
+    def differ(one: Any, other: Any) -> bool:
+        if isinstance(one, dict) and isinstance(other, dict):
+            return any(differ(one[key], other[key]) for key in one.keys() & other.keys())
+        return one != other
+
+    if differ(found, wanted):
+        raise ValueError(
+            f"{path}: made from {found}, the run is now {wanted}; remove the folder, or give --force"
+        )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

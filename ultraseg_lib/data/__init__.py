@@ -44,17 +44,18 @@ def generator_version() -> str:
     return hashlib.sha256(code).hexdigest()[:8]
 
 
-def _generated_folder(size: int, count: int, seed: int) -> Path:
-    return outputs_dir("generated") / f"synthetic-{size}-{count}-{seed}-{generator_version()}"
+def load_generated(name: str, size: int, count: int, seed: int) -> Frames:
+    """Return ``count`` generated frames at ``size`` pixels with their split, making them once.
 
-
-def load_generated(size: int, count: int, seed: int) -> Frames:
-    """Return ``count`` generated frames at ``size`` pixels with their split, making them once."""
-    folder = _generated_folder(size, count, seed)
+    ``name``: "synthetic", or "synthetic_unseen" for other scenes seen by a center that the former
+    never draws.
+    """
+    center = synthetic.UNSEEN_CENTER if name == "synthetic_unseen" else None
+    seed += 1_000_000 if center else 0  # other scenes
+    folder = outputs_dir("generated") / f"{name}-{size}-{count}-{seed}-{generator_version()}"
     if not (folder / "table.csv").exists():
-        synthetic.write_dataset(folder, count=count, size=size, seed=seed)
-    table = add_split(read_table(folder / "table.csv", "synthetic"), "synthetic")
-    return load_frames(table, size)
+        synthetic.write_dataset(folder, count, size, seed, center)
+    return load_frames(add_split(read_table(folder / "table.csv", name), name), size)
 
 
 def load_dataset(name: str, size: int, scheme: str = "random") -> Frames:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,6 +26,11 @@ class Augmentation:
     contrast: float = 0.0
     colour: float = 0.0
     border: int = cv2.BORDER_CONSTANT
+
+    @property
+    def recolours(self) -> bool:
+        """Return whether it changes colours at all."""
+        return bool(self.brightness or self.contrast or self.colour)
 
 
 AUGMENTATIONS = {
@@ -60,14 +66,30 @@ def _geometry(setting: Augmentation, size: int, rng: np.random.Generator) -> np.
     return matrix
 
 
-def _colour(image: np.ndarray, setting: Augmentation, rng: np.random.Generator) -> np.ndarray:
+class Change(NamedTuple):
+    """What was drawn for one frame: a (2, 3) affine matrix, and the change of its colours."""
+
+    matrix: np.ndarray
+    contrast: float
+    brightness: float
+    gains: np.ndarray
+
+
+def draw_change(setting: Augmentation, size: int, rng: np.random.Generator) -> Change:
+    """Draw the change of one frame of ``size`` pixels."""
+    return Change(
+        _geometry(setting, size, rng),
+        1 + rng.uniform(-setting.contrast, setting.contrast),
+        255 * rng.uniform(-setting.brightness, setting.brightness),
+        1 + rng.uniform(-setting.colour, setting.colour, 3),
+    )
+
+
+def _colour(image: np.ndarray, change: Change) -> np.ndarray:
     """Change contrast, brightness and colour balance: three lookup tables, one a channel."""
-    contrast = 1 + rng.uniform(-setting.contrast, setting.contrast)
-    brightness = 255 * rng.uniform(-setting.brightness, setting.brightness)
-    gains = 1 + rng.uniform(-setting.colour, setting.colour, 3)
     middle = float(image.mean())
     levels = np.arange(256)[:, None]
-    table = ((levels - middle) * contrast + middle) * gains + brightness
+    table = ((levels - middle) * change.contrast + middle) * change.gains + change.brightness
     return cv2.LUT(image, table.clip(0, 255).astype(np.uint8).reshape(1, 256, 3))
 
 
@@ -77,13 +99,18 @@ def _augment_one(
     """Augment one (S, S, 3) image and its (S, S) mask by the same geometry."""
     size = len(image)
     warp: Callable[..., np.ndarray] = cv2.warpAffine
-    matrix = _geometry(setting, size, rng)
+    change = draw_change(setting, size, rng)
     options = {"dsize": (size, size), "borderMode": setting.border}
-    image = warp(image, matrix, flags=cv2.INTER_LINEAR, **options)
-    mask = warp(mask, matrix, flags=cv2.INTER_NEAREST, **options)
-    if setting.brightness or setting.contrast or setting.colour:
-        image = _colour(image, setting, rng)
-    return image, mask
+    image = warp(image, change.matrix, flags=cv2.INTER_LINEAR, **options)
+    mask = warp(mask, change.matrix, flags=cv2.INTER_NEAREST, **options)
+    return (_colour(image, change) if setting.recolours else image), mask
+
+
+def find_augmentation(name: str) -> Augmentation:
+    """Return an augmentation by name; raise ValueError, with the valid names, for an unknown one."""
+    if name not in AUGMENTATIONS:
+        raise ValueError(f"augmentation: unknown name {name!r}; choose from {list(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name]
 
 
 def augment(
@@ -94,8 +121,6 @@ def augment(
     Images are interpolated linearly, masks by the nearest pixel, so masks stay binary. Raises
     ValueError for an unknown ``name``.
     """
-    if name not in AUGMENTATIONS:
-        raise ValueError(f"augmentation: unknown name {name!r}; choose from {list(AUGMENTATIONS)}")
-    setting = AUGMENTATIONS[name]
+    setting = find_augmentation(name)
     pairs = [_augment_one(*pair, setting, rng) for pair in zip(images, masks, strict=True)]
     return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])

@@ -73,10 +73,18 @@ def catalog() -> dict[str, dict[str, Any]]:
 
 
 def dataset_title(name: str) -> str:
-    """Return the title of a dataset, with its split if that is named; the user's own bear their names."""
-    dataset, _, scheme = name.partition("@")
+    """Return the title of a dataset, with its selection if one is named (``name@selection``).
+
+    A selection is a split, a share of the training images (``p25``: 25 %) or a center. The user's
+    own datasets bear their names.
+    """
+    dataset, _, selection = name.partition("@")
     title = catalog().get(dataset, {"title": dataset})["title"]
-    return f"{title}, {scheme} split" if scheme else title
+    if not selection:
+        return title
+    if selection[0] == "p" and selection[1:].isdigit():
+        return f"{title}, {selection[1:]} % of it"
+    return f"{title}, {selection}" if "center" in selection else f"{title}, {selection} split"
 
 
 def check_dataset_name(name: str) -> None:

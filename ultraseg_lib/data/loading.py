@@ -195,7 +195,12 @@ def to_batch(images: np.ndarray, masks: np.ndarray, edge_method: str = "canny") 
 
 
 def training_batches(
-    frames: Frames, batch_size: int, augmentation: str, seed: int, epoch: int
+    frames: Frames,
+    batch_size: int,
+    augmentation: str,
+    seed: int,
+    epoch: int,
+    edge_method: str = "canny",
 ) -> Iterator[Batch]:
     """Yield one epoch of shuffled, augmented batches; the last may be smaller.
 
@@ -205,4 +210,5 @@ def training_batches(
     order = rng.permutation(len(frames))
     for start in range(0, len(order), batch_size):
         rows = np.sort(order[start : start + batch_size])
-        yield to_batch(*augment(frames.images[rows], frames.masks[rows], augmentation, rng))
+        augmented = augment(frames.images[rows], frames.masks[rows], augmentation, rng)
+        yield to_batch(*augmented, edge_method)

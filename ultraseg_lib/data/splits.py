@@ -201,3 +201,11 @@ def mixed_frames(
         if name in MIXED
     ]
     return join_frames(chosen), left_out
+
+
+def keep_share(frames: Frames, share: float) -> Frames:
+    """Thin the train part to a share in (0, 1], drawn by rank: a smaller share lies in a larger."""
+    train = (frames.table["part"] == "train").to_numpy()
+    keys = pd.Series(_keys(frames.table)).map("/".join)
+    kept = _first_share(keys[train], share, seed=2)
+    return frames.select(~train | keys.isin(kept).to_numpy())

@@ -52,8 +52,10 @@ _CAMERAS = {
     "center_1": _Camera("octagon", 0.1, 0.5, 0.010, (-0.1, 0.1), 0.22, (1.0, 0.97, 0.96), 1.25),
     "center_2": _Camera("circle", 0.1, 1.0, 0.020, (0.25, -0.2), 0.32, (1.03, 1.0, 0.82), 1.40),
     "center_3": _Camera("rectangle", 0.4, 0.7, 0.014, (-0.3, -0.3), 0.28, (0.93, 0.97, 1.06), 1.20),
+    "center_4": _Camera("circle", 0.2, 1.3, 0.030, (0.3, 0.3), 0.42, (1.08, 0.94, 0.90), 1.05),
 }
-CENTERS = tuple(_CAMERAS)
+CENTERS = ("center_1", "center_2", "center_3")
+UNSEEN_CENTER = "center_4"  # never drawn: for tests on a center that no model was trained on
 _CENTER_SHARE = (0.5, 0.3, 0.2)
 
 
@@ -616,7 +618,7 @@ def generate_frame(
     drawn = (rng.choice(MODALITIES, p=_MODALITY_SHARE), rng.choice(CENTERS, p=_CENTER_SHARE))
     modality, center = modality or str(drawn[0]), center or str(drawn[1])
     _check_member("modality", modality, MODALITIES)
-    _check_member("center", center, CENTERS)
+    _check_member("center", center, (*CENTERS, UNSEEN_CENTER))
     scene, view = _sample_scene(rng), _View(max(size, _RENDER_SIZE))
     grain = np.random.default_rng([seed, index, _GRAIN])
     sequence = f"synthetic_{seed}_{index:05d}"
@@ -643,10 +645,12 @@ def _glide(seed: int, frames: int, size: int) -> Iterator[SyntheticFrame]:
         yield _make_frame(scene, view, size, "WLI", "center_1", f"synthetic_video_{seed}", grain)
 
 
-def write_dataset(folder: Path, count: int, size: int, seed: int) -> pd.DataFrame:
+def write_dataset(
+    folder: Path, count: int, size: int, seed: int, center: str | None = None
+) -> pd.DataFrame:
     """Writes `images/`, `masks/` and `table.csv` of `count` frames; the folder appears complete.
 
-    The table has the columns dataset, image_id, image, mask, center, modality and sequence; image
+    `center`: of all frames; None draws one a frame. The table has the columns dataset, image_id, image, mask, center, modality and sequence; image
     and mask are paths relative to `folder`. Raises ValueError on a negative count or seed or a
     size below 32, and FileExistsError if `folder` holds anything.
     """
@@ -658,7 +662,7 @@ def write_dataset(folder: Path, count: int, size: int, seed: int) -> pd.DataFram
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        table = _write_frames(partial, count, size, seed)
+        table = _write_frames(partial, count, size, seed, center)
         partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
         os.replace(partial, folder)
     finally:
@@ -666,12 +670,15 @@ def write_dataset(folder: Path, count: int, size: int, seed: int) -> pd.DataFram
     return table
 
 
-def _write_frames(folder: Path, count: int, size: int, seed: int) -> pd.DataFrame:
+def _write_frames(
+    folder: Path, count: int, size: int, seed: int, center: str | None
+) -> pd.DataFrame:
     for name in ("images", "masks"):
         (folder / name).mkdir()
     rows = []
     for index in tqdm(range(count), desc="Synthetic", unit="image", disable=None):
-        frame, image_id = generate_frame(seed, index, size), f"synthetic_{index:05d}"
+        frame = generate_frame(seed, index, size, center=center)
+        image_id = f"synthetic_{index:05d}"
         image, mask = f"images/{image_id}.png", f"masks/{image_id}.png"
         cv2.imwrite(str(folder / image), cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
         cv2.imwrite(str(folder / mask), frame.mask)

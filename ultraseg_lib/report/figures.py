@@ -16,9 +16,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from ultraseg_lib import data
 from ultraseg_lib.data import Frames
 from ultraseg_lib.data.synthetic import SyntheticFrame
-from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
+from ultraseg_lib.variants import model_title as model_title  # figures.model_title
 
 PALETTE = sns.color_palette("colorblind")
 TRUTH, PRED = "#ffffff", "#ffb000"  # outlines on an image: what is, and what a model says
@@ -57,7 +57,7 @@ def save_figure(figure: Figure, profile: str, name: str, data: pd.DataFrame) -> 
 def dataset_title(name: str) -> str:
     """Return the dataset's title; generated images are named as such in every figure."""
     title = data.dataset_title(name)
-    return f"{title} ({GENERATED})" if name == "synthetic" else title
+    return f"{title} ({GENERATED})" if name.startswith("synthetic") else title
 
 
 def _show(axes: Axes, image: np.ndarray, title: str = "") -> None:
@@ -187,11 +187,6 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
     axes.set(xlabel="Dice, mean over images and seeds, 95 % interval", xlim=(0, 1))
     axes.set_title(dataset_title(ordered["dataset"].iloc[0]))
     return figure
-
-
-def model_title(name: str) -> str:
-    """Return the name of a model as the paper prints it."""
-    return MODELS[name].title
 
 
 def show_modalities(scene: Sequence[SyntheticFrame]) -> Figure:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from ultraseg_lib.data import catalog, dataset_title
-from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import PAPER, outputs_dir, whole_file
 from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
+from ultraseg_lib.variants import model_title
 
 RUN_KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "seed"]
 GROUP_KEYS = RUN_KEYS[:-1]
@@ -83,7 +83,7 @@ def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
         .reset_index()
         .merge(bounds, on=GROUP_KEYS)
     )
-    table["title"] = [MODELS[name].title for name in table["model"]]
+    table["title"] = [model_title(name) for name in table["model"]]
     table = table.merge(paper_table3(), on=["title", "dataset"], how="left")
     order = ["recipe", "protocol", "dataset", "epochs", "dice"]
     rising = [True, True, True, True, False]  # the best model first
@@ -107,7 +107,7 @@ def paired_table(ledger: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for a, b in combinations(per_image.mean().sort_values(ascending=False).index, 2):
         test = paired_test(per_image[a].to_numpy(), per_image[b].to_numpy())
-        rows.append((MODELS[a].title, MODELS[b].title, *test))
+        rows.append((model_title(a), model_title(b), *test))
     table = pd.DataFrame(rows, columns=["model_a", "model_b", "difference", "low", "high", "p"])
     return table.assign(p_holm=holm(table.pop("p")))
 

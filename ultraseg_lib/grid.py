@@ -1,0 +1,202 @@
+"""What the study runs: profiles, and the grids of runs that they name.
+
+A run is model × training set × recipe × protocol × epochs × seed within a profile.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ultraseg_lib import data
+from ultraseg_lib.paths import PROFILES, SPLITS, data_dir, outputs_dir
+from ultraseg_lib.training import RECIPES, Recipe
+from ultraseg_lib.variants import find_variant
+
+PROTOCOLS = {
+    "clean": "the epoch is picked on a tenth of the training part, the test part is seen once",
+    "released": "trains on all of the training part, the epoch is picked on the test part",
+}
+GRIDS = {
+    "main": "Table 3: every model on every dataset",
+    "ablation": "Table 5: from UNet-Tiny to UltraSeg-130K, and the loss",
+    "distillation": "Table 7: a teacher, and students that learn from it",
+    "external": "Table 6: single sets, the mixed set and shares of it",
+}
+AXES = ("recipes", "protocols", "datasets", "models", "seeds")  # seeds innermost: whole rows first
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the study: ``profiles/<name>.yaml``.
+
+    The axes and ``epochs`` give the main grid. ``grids``: the others, by name, each a list of what
+    differs from the main one. ``tested``: datasets on which every run is scored beside its own test
+    part. ``teacher``: the model that distillation learns from. ``generated``: count and seed of the
+    generated images. ``frozen``: a record that is shown and never trained.
+    """
+
+    name: str
+    image_size: int
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    recipes: tuple[str, ...]
+    protocols: tuple[str, ...]
+    epochs: int
+    tested: tuple[str, ...] = ()
+    teacher: str | None = None
+    generated: dict[str, int] | None = None
+    grids: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; ``run_id`` names it and its folder.
+
+    ``model`` may name a variant, as in ``ultraseg_130k+fusion_fixed``. ``dataset`` may name a
+    selection: a committed split (``cvc_clinicdb@sequence``), a share of the training images
+    (``mixed@p25``) or a center (``polypgen@center_C3``). Raises ValueError, with the valid names,
+    for an unknown model, dataset, recipe or protocol.
+    """
+
+    profile: str
+    model: str
+    dataset: str
+    recipe: str
+    protocol: str
+    epochs: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        find_variant(self.model)
+        _check_datasets([self.dataset])
+        _check_choice("recipe", [self.recipe], RECIPES)
+        _check_choice("protocol", [self.protocol], PROTOCOLS)
+
+    @property
+    def run_id(self) -> str:
+        """Return the readable name, unique within a profile."""
+        setting = f"{self.recipe}-{self.protocol}-e{self.epochs}-s{self.seed}"
+        return f"{self.model}-{self.dataset}-{setting}"
+
+    @property
+    def folder(self) -> Path:
+        """Return where the run keeps its files."""
+        return outputs_dir(self.profile) / "runs" / self.run_id
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the run is trained and scored."""
+        return (self.folder / "scores.csv").exists()
+
+    @property
+    def training_recipe(self) -> Recipe:
+        """Return the recipe with the changes of the model's variant."""
+        return replace(RECIPES[self.recipe], **find_variant(self.model)[1].recipe)
+
+
+def parse_run_id(profile: str, run_id: str) -> Run:
+    """Return the run of a ``run_id``; raise ValueError where it is none."""
+    found = re.fullmatch(r"([^-]+)-(.+)-([^-]+)-([^-]+)-e(\d+)-s(\d+)", run_id)
+    if found is None:
+        raise ValueError(
+            f"{run_id!r} is no run; a run is MODEL-DATASET-RECIPE-PROTOCOL-eEPOCHS-sSEED, for"
+            " example ultraseg_130k-kvasir_seg-strong-clean-e100-s0"
+        )
+    model, dataset, recipe, protocol, epochs, seed = found.groups()
+    return Run(profile, model, dataset, recipe, protocol, int(epochs), int(seed))
+
+
+def profile_names() -> list[str]:
+    """Return the names of all profiles."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def _check_choice(argument: str, values: Iterable[str], valid: Iterable[str]) -> None:
+    for value in values:
+        if value not in valid:
+            raise ValueError(f"{argument}: unknown {value!r}; choose from {', '.join(valid)}")
+
+
+def _is_own(name: str) -> bool:
+    """Return whether the user's own dataset of this name is there."""
+    return data_dir().is_dir() and name in data.look_for_datasets(data_dir())
+
+
+def _check_datasets(names: Iterable[str]) -> None:
+    for name in names:
+        dataset, _, selection = name.partition("@")
+        if dataset not in data.catalog() and not _is_own(dataset):
+            _check_choice("dataset", [dataset], data.catalog())
+        if selection and not re.fullmatch(r"p[1-9]\d?|center_\w+", selection):
+            found = sorted(p.stem.removeprefix(f"{dataset}-") for p in SPLITS.glob(f"{dataset}-*"))
+            _check_choice(f"split of {dataset}", [selection], found)
+
+
+def load_profile(name: str, **overrides: Any) -> Profile:
+    """Read a profile; overrides that are not None take the place of its values.
+
+    An override of models, datasets, recipes or protocols asks for just these: the other grids fall
+    away; epochs and seeds hold for all grids. Raises ValueError, with the valid names, for an
+    unknown profile, model, dataset, recipe or protocol.
+    """
+    _check_choice("profile", [name], profile_names())
+    values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
+    changes = {key: value for key, value in overrides.items() if value is not None}
+    values |= changes
+    lists = {k: tuple(dict.fromkeys(v)) for k, v in values.items() if isinstance(v, list | tuple)}
+    for argument, chosen in lists.items():
+        if not chosen:
+            raise ValueError(f"{argument}: found none; name one or more")
+    if {"models", "datasets", "recipes", "protocols"} & set(changes):
+        values["grids"] = {}
+    common = {key: value for key, value in changes.items() if key in ("seeds", "epochs")}
+    grids = {key: [part | common for part in each] for key, each in values.pop("grids").items()}
+    profile = Profile(name=name, grids=grids, **(values | lists))
+    if profile.epochs < 1:
+        raise ValueError(f"epochs: found {profile.epochs}; give 1 or more")
+    for grid in ("main", *grids):
+        plan_runs(profile, grid)  # raises for unknown names
+    return profile
+
+
+def _product(profile: Profile, **changes: Any) -> list[Run]:
+    _check_choice("grid axis", changes, (*AXES, "epochs"))
+    axes = [changes.get(axis, getattr(profile, axis)) for axis in AXES]
+    epochs = changes.get("epochs", profile.epochs)
+    return [
+        Run(profile.name, model, dataset, recipe, protocol, epochs, seed)
+        for recipe, protocol, dataset, model, seed in product(*axes)
+    ]
+
+
+def plan_runs(profile: Profile, grid: str = "main") -> list[Run]:
+    """Return the runs of one grid; none where the profile does not have it."""
+    _check_choice("grid", [grid], GRIDS)
+    parts = [{}] if grid == "main" else profile.grids.get(grid, [])
+    runs = [run for part in parts for run in _product(profile, **part)]
+    return list(dict.fromkeys(runs))
+
+
+def plan_grids(profile: Profile, grids: Iterable[str]) -> list[Run]:
+    """Return the runs of several grids, each once, teachers before their students."""
+    runs = [run for grid in grids for run in plan_runs(profile, grid)]
+    return list(dict.fromkeys(each for run in runs for each in (*teachers_of(run, profile), run)))
+
+
+def teachers_of(run: Run, profile: Profile) -> list[Run]:
+    """Return the run that must be finished before a run that learns from it; else nothing.
+
+    Raises ValueError where the profile names no teacher.
+    """
+    if run.training_recipe.distillation is None:
+        return []
+    if profile.teacher is None:
+        raise ValueError(f"{run.run_id}: profile {profile.name} names no teacher")
+    return [replace(run, model=profile.teacher)]

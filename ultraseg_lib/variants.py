@@ -1,0 +1,73 @@
+"""Variants: one named change to a model or to its training, for ablations and distillation.
+
+``ultraseg_130k+fusion_fixed`` names a variant of a model wherever a run's model is named.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ultraseg_lib.models import MODELS, create_model
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A title, options of the model's class that change, and fields of the recipe that change."""
+
+    title: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _distilled(kind: str, share: float) -> dict[str, Any]:
+    return {"distillation": kind, "distillation_share": share}
+
+
+VARIANTS = {
+    # Section 3.4 and the faults of the released code: what each part of the loss is worth.
+    "no_boundary_loss": Variant("no boundary loss", recipe={"boundary_weight": 0.0}),
+    "no_region_loss": Variant("no region loss", recipe={"region_weight": 0.0}),
+    "double_sigmoid": Variant("double sigmoid", recipe={"double_sigmoid": True}),
+    "morphological_edges": Variant("morphological edges", recipe={"edges": "morphological"}),
+    # Section 3.2 and 3.3: other readings of the architecture.
+    "edb_as_written": Variant("EDB as written", model={"edb": "as_written"}),
+    "fusion_fixed": Variant("fixed fusion", model={"fusion": "fixed"}),
+    # Section 3.5, Eq. 6: the share of the task loss that distillation adds.
+    "kd10": Variant("features, 10 %", recipe=_distilled("features", 0.1)),
+    "kd20": Variant("features, 20 %", recipe=_distilled("features", 0.2)),
+    "kd30": Variant("features, 30 %", recipe=_distilled("features", 0.3)),
+    "kd_logits": Variant("logits, 20 %", recipe=_distilled("logits", 0.2)),
+}
+PLAIN = Variant("")
+
+
+def find_variant(name: str) -> tuple[str, Variant]:
+    """Split ``model`` or ``model+variant`` into the model's name and its variant.
+
+    Raises ValueError, with the valid names, for an unknown model or variant.
+    """
+    model, _, chosen = name.partition("+")
+    if model not in MODELS:
+        raise ValueError(f"model: unknown {model!r}; choose from {', '.join(MODELS)}")
+    if "+" not in name:
+        return model, PLAIN
+    if chosen not in VARIANTS:
+        raise ValueError(
+            f"variant of {model}: unknown {chosen!r}; choose from {', '.join(VARIANTS)}"
+        )
+    return model, VARIANTS[chosen]
+
+
+def build_model(name: str, weights: str | Path | None = None) -> nn.Module:
+    """Build ``model`` or ``model+variant`` as `create_model` does."""
+    model, variant = find_variant(name)
+    return create_model(model, weights=weights, **variant.model)
+
+
+def model_title(name: str) -> str:
+    """Return the name of a model as the paper prints it, with its variant."""
+    model, variant = find_variant(name)
+    return f"{MODELS[model].title}, {variant.title}" if variant.title else MODELS[model].title
