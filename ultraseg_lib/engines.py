@@ -135,8 +135,16 @@ class _Schedule:
         bar.write(f"  done: {run.run_id}: test Dice {dice:.3f}")
 
 
-def _work(run: Run, profile: Profile, threads: int, answer: Connection) -> None:
+def _settings() -> dict[str, str]:
+    """Return the study's environment variables, which a process of the fork server does not see."""
+    return {name: value for name, value in os.environ.items() if name.startswith("ULTRASEG_")}
+
+
+def _work(
+    run: Run, profile: Profile, threads: int, settings: dict[str, str], answer: Connection
+) -> None:
     """Do one run in a process of its own; send the reason if it failed."""
+    os.environ.update(settings)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -190,7 +198,7 @@ class LocalPool:
     def start(self, run: Run) -> None:
         """Start a run."""
         receiver, sender = self.context.Pipe(duplex=False)
-        arguments = (run, self.profile, self.threads, sender)
+        arguments = (run, self.profile, self.threads, _settings(), sender)
         process = self.context.Process(target=_work, args=arguments, name=run.run_id)
         process.start()
         sender.close()

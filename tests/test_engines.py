@@ -1,0 +1,171 @@
+"""Many runs at once: order, failures, killed processes, estimates, and the two engines' equality."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pandas as pd
+import psutil
+import pytest
+
+from ultraseg_lib import engines, study
+from ultraseg_lib.paths import ROOT
+
+
+def tiny_plan(**changes) -> study.Profile:
+    plan = study.load_profile("demo", models=["unet_tiny", "ultraseg_108k"], seeds=[0], epochs=2)
+    return replace(plan, **{"image_size": 32, "generated": {"count": 40, "seed": 1}} | changes)
+
+
+def test_a_student_waits_for_its_teacher(outputs):
+    plan = tiny_plan(models=("unet_tiny+kd_logits",), teacher="ultraseg_108k")
+    runs = study.plan_grids(plan, ["main"])
+    assert [run.model for run in runs] == ["ultraseg_108k", "unet_tiny+kd_logits"]
+    assert engines.run_study(plan, runs[::-1], jobs=2) == {}
+    teacher, student = (run.folder / "config.json" for run in runs)
+    assert teacher.stat().st_mtime < student.stat().st_mtime
+    assert study.read_config(runs[1])["inputs"]["teacher"] == runs[0].run_id
+
+
+def test_a_student_of_a_failed_teacher_fails_with_its_name(outputs):
+    plan = tiny_plan(models=("unet_tiny+kd10",), teacher="lbunet", image_size=48)
+    failures = engines.run_study(plan, study.plan_grids(plan, ["main"]), jobs=2)
+    assert len(failures) == 2
+    assert "its teacher lbunet-" in failures["unet_tiny+kd10-synthetic-strong-clean-e2-s0"]
+
+
+def kill_when(find, deadline: float = 60) -> threading.Thread:
+    """Kill the first process that ``find`` returns, in the background."""
+
+    def wait() -> None:
+        until = time.monotonic() + deadline
+        while time.monotonic() < until:
+            for process in find():
+                process.send_signal(signal.SIGKILL)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_killed_process_fails_its_run_only_and_the_run_goes_on(outputs, monkeypatch):
+    plan = tiny_plan(epochs=6)
+    victim, other = study.plan_runs(plan)
+    pids = {}
+    start = engines.LocalPool.start
+
+    def noting(self, run):
+        start(self, run)
+        pids[run] = self.active[run][0].pid
+
+    monkeypatch.setattr(engines.LocalPool, "start", noting)
+
+    def under_way() -> list[psutil.Process]:
+        begun = victim in pids and study.epochs_done(victim) >= 1
+        return [psutil.Process(pids[victim])] if begun else []
+
+    killer = kill_when(under_way)
+    failures = engines.run_study(plan, [victim, other], jobs=2)
+    killer.join()
+    assert list(failures) == [victim.run_id]
+    assert "killed by signal 9" in failures[victim.run_id]
+    assert other.is_complete
+    assert study.epochs_done(victim) >= 1
+    assert engines.run_study(plan, [victim, other], jobs=2) == {}
+    assert victim.is_complete
+
+
+def test_a_run_that_another_process_does_is_refused(outputs):
+    from filelock import FileLock
+
+    plan = tiny_plan()
+    run = study.plan_runs(plan)[0]
+    run.folder.mkdir(parents=True)
+    with FileLock(run.folder / ".lock"):
+        failures = engines.run_study(plan, [run])
+    assert "another process is doing this run" in failures[run.run_id]
+    assert engines.run_study(plan, [run]) == {}
+
+
+def test_the_estimate_comes_from_runs_of_the_same_model_and_dataset(outputs):
+    plan = tiny_plan(epochs=100)
+    done, other = study.plan_runs(plan)
+    assert "no estimate" in engines.estimate(plan, [done, other], jobs=1)
+    finished = replace(done, seed=7)
+    finished.folder.mkdir(parents=True)
+    pd.DataFrame({"seconds": [6.0, 6.0, 90.0]}).to_csv(finished.folder / "history.csv")
+    pd.DataFrame().to_csv(finished.folder / "scores.csv")
+    assert engines.estimate(plan, [done], jobs=1) == "about 10 min at 1 side by side"
+    text = engines.estimate(plan, [done, other], jobs=2)
+    assert text == "about 5 min at 2 side by side, and 1 runs of unknown length"
+
+
+def scores_of(runs: list[study.Run]) -> pd.DataFrame:
+    return pd.concat([study.read_scores(run) for run in runs], ignore_index=True)
+
+
+STUDY = """
+from ultraseg_lib import engines, study
+from tests.test_engines import tiny_plan
+plan = tiny_plan(epochs=400)
+if __name__ == "__main__":
+    engines.run_study(plan, study.plan_runs(plan), jobs=2)
+"""
+
+
+def test_a_killed_study_leaves_no_process_behind(outputs, tmp_path):
+    script = tmp_path / "go.py"
+    script.write_text(STUDY)
+    runs = study.plan_runs(tiny_plan(epochs=400))
+    process = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        until = time.monotonic() + 120
+        while min(map(study.epochs_done, runs)) < 1 and time.monotonic() < until:
+            time.sleep(0.05)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2
+    finally:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+    assert 1 <= study.epochs_done(runs[0]) < 400  # what was done is kept
+
+
+@pytest.mark.slow
+def test_ray_gives_the_ledger_of_the_local_engine_though_a_worker_is_killed(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the extra [cluster] is not installed")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else its workers yield to everything else
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    plan = tiny_plan(epochs=8, models=("unet_tiny", "unet_tiny+kd_logits"), seeds=(0, 1))
+    plan = replace(plan, teacher="ultraseg_108k")
+    runs = study.plan_grids(plan, ["main"])
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "local"))
+    assert engines.run_study(plan, runs, jobs=2) == {}
+    local = scores_of(runs)
+
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "ray"))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    killed = []
+
+    def worker() -> list[psutil.Process]:
+        found = psutil.Process().children(recursive=True)
+        busy = [each for each in found if "ray::_do_run" in " ".join(each.cmdline())]
+        killed.extend(busy[:1])
+        return busy[:1]
+
+    try:
+        killer = kill_when(worker)
+        failures = engines.run_study(plan, runs, engine="ray")
+        killer.join()
+    finally:
+        ray.shutdown()
+    assert failures == {}
+    assert len(killed) == 1
+    pd.testing.assert_frame_equal(scores_of(runs), local)

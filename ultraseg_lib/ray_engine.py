@@ -1,0 +1,128 @@
+"""The study on a Ray cluster: a run is a task, its frames travel to it, its files come back whole.
+
+Workers need the same packages, but neither the datasets nor a shared disk.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from ultraseg_lib.grid import Profile, Run, teachers_of
+from ultraseg_lib.paths import ROOT, whole_folder
+from ultraseg_lib.provenance import provenance
+from ultraseg_lib.study import RunData, load_run_data, run_once
+
+RETRIES = 3  # of a run whose worker died
+GPU_SHARE = 0.2  # of one GPU: small models leave most of a large one idle
+NOT_SENT = [".git", ".venv", "outputs", "data/raw", "notebooks", "docs", "tests"]
+Files = dict[str, bytes]
+
+
+def _do_run(run: Run, profile: Profile, frames: RunData, given: dict[Run, Files]) -> Files | str:
+    """Do one run on a worker; return its files, or why it failed.
+
+    ``given``: the files of the runs that must be there, its teacher's. Where a first try on the same
+    machine was killed, its checkpoint is found and goes on.
+    """
+    study_id = ray.get_runtime_context().get_job_id()
+    os.environ["ULTRASEG_OUTPUTS"] = str(Path(tempfile.gettempdir()) / f"ultraseg-{study_id}")
+    torch.set_num_threads(1)
+    try:
+        for teacher, files in given.items():
+            _write_files(teacher, files)
+        run_once(run, profile, frames=frames)
+        return _read_files(run)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _read_files(run: Run) -> Files:
+    return {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+
+
+def _write_files(run: Run, files: Files) -> None:
+    """Put a run's files in its folder, all or none."""
+    with whole_folder(run.folder) as temporary:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+
+
+class RayPool:
+    """Hands every run to the cluster at ``RAY_ADDRESS``, or to a new one on this machine.
+
+    Ray keeps the queue: each run asks for one core, and for a share of a GPU where there are any.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.active: dict[Run, ray.ObjectRef] = {}
+        self.frames: dict[tuple[str, str], ray.ObjectRef] = {}
+
+    def __enter__(self) -> "RayPool":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network unless asked
+        self.started = not ray.is_initialized()
+        if self.started:
+            code = {"working_dir": str(ROOT), "excludes": NOT_SENT}
+            ray.init(runtime_env=code, log_to_driver=False, include_dashboard=None)
+        gpu = GPU_SHARE if ray.cluster_resources().get("GPU") else 0
+        options = {"num_cpus": 1, "num_gpus": gpu, "max_retries": RETRIES}
+        self.task = ray.remote(_do_run).options(**options)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for task in self.active.values():
+            ray.cancel(task, force=True)
+        if self.started:
+            ray.shutdown()
+
+    def has_room(self) -> bool:
+        """Return True: Ray lets runs wait."""
+        return True
+
+    def busy(self) -> bool:
+        """Return whether any run is under way or waits."""
+        return bool(self.active)
+
+    def epochs(self, run: Run) -> int:
+        """Return a run's epochs once its files are back: those under way are on other machines."""
+        return run.epochs if run.is_complete else 0
+
+    def start(self, run: Run) -> None:
+        """Hand a run to the cluster; its frames are sent once for all runs on them."""
+        key = (run.dataset, run.protocol)
+        if key not in self.frames:
+            self.frames[key] = ray.put(load_run_data(run, self.profile))
+        given = {teacher: _read_files(teacher) for teacher in teachers_of(run, self.profile)}
+        self.active[run] = self.task.remote(run, self.profile, self.frames[key], given)
+
+    def finished(self) -> list[tuple[Run, str | None]]:
+        """Return the runs that have ended since the last call, with the reason of each that failed."""
+        if not self.active:
+            return []
+        tasks = list(self.active.values())
+        ended, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+        runs = [run for run, task in self.active.items() if task in ended]
+        return [(run, self._collect(run, self.active.pop(run))) for run in runs]
+
+    def _collect(self, run: Run, task: Any) -> str | None:
+        try:
+            files = ray.get(task)
+        except ray.exceptions.RayError as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if isinstance(files, str):
+            return files
+        _write_files(run, files | {"config.json": _with_our_commit(files["config.json"])})
+        return None
+
+
+def _with_our_commit(config: bytes) -> bytes:
+    """Name the commit in a worker's ``config.json``: its copy of the code is no checkout."""
+    values = json.loads(config)
+    ours = provenance()
+    values["provenance"] |= {key: ours[key] for key in ("commit", "uncommitted_changes")}
+    return (json.dumps(values, indent=2) + "\n").encode()
