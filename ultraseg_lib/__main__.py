@@ -1,7 +1,8 @@
-"""The command line: ``python -m ultraseg_lib check | data | models | study | run``."""
+"""The command line: ``python -m ultraseg_lib check | data | models | study | run | predict``."""
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -208,6 +209,99 @@ def command_run(args: argparse.Namespace) -> int:
     return int(bool(unfinished or failures))
 
 
+def _at_least_one(text: str) -> int:
+    """Argparse type of counts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def command_bench(args: argparse.Namespace) -> int:
+    """Time the models of Table 4 on this CPU, every backend that is here."""
+    if args.isa:  # before the backends are imported
+        from ultraseg_lib.deploy import INSTRUCTION_SETS
+
+        os.environ.update(INSTRUCTION_SETS[args.isa])
+    from ultraseg_lib.deploy.benchmark import benchmark, table
+    from ultraseg_lib.paths import outputs_dir, write_json
+
+    backends = args.backends and list(args.backends)
+    models = args.models and list(args.models)
+    threads = [args.threads] if args.threads else None
+    result = benchmark(models, backends, threads, args.size, args.frames, args.seconds)
+    write_json(args.output or outputs_dir("bench") / "bench.json", result)
+    print(json.dumps(result, indent=2) if args.json else table(result))
+    for line in () if args.json else result["left_out"]:
+        print(f"left out: {line}")
+    return 0
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=_list_of(str), help="default: the models of Table 4")
+    parser.add_argument("--backends", type=_list_of(str), help="default: all; openvino:bfloat16, …")
+    parser.add_argument("--threads", type=int, help="cores (default: a row on 1, a row on all)")
+    parser.add_argument("--size", type=int, default=256, help="side of the image (default: 256)")
+    parser.add_argument("--frames", type=int, default=200, help="timed frames a row, 10 at least")
+    parser.add_argument("--seconds", type=float, default=20, help="a row, if 10 frames are done")
+    parser.add_argument("--isa", choices=("avx2",), help="leave out newer instructions")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("-o", "--output", type=Path, help="default: outputs/bench/bench.json")
+
+
+def command_export(args: argparse.Namespace) -> int:
+    """Write models in their exact inference form as ONNX and OpenVINO files."""
+    from ultraseg_lib.deploy.benchmark import trained_weights
+    from ultraseg_lib.deploy.export import export
+    from ultraseg_lib.models import create_model
+    from ultraseg_lib.paths import outputs_dir
+
+    for name in args.models:
+        weights = args.weights or trained_weights(name)
+        model = create_model(name, weights=weights)
+        files = export(name, model, args.output or outputs_dir("export"), args.size, weights)
+        print(f"{name} ({weights or 'untrained'}):", *files, sep="\n  ")
+    return 0
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=_list_of(str), default=("ultraseg_108k", "ultraseg_130k"))
+    parser.add_argument("--weights", type=Path, help=".safetensors (default: a reference run's)")
+    parser.add_argument("--size", type=int, default=256, help="side of the image (default: 256)")
+    parser.add_argument("-o", "--output", type=Path, help="folder (default: outputs/export)")
+
+
+def command_predict(args: argparse.Namespace) -> int:
+    """Segment an image, a folder of images, a video or a camera; 1 if a frame was bad."""
+    from ultraseg_lib.deploy import predict
+
+    source = predict.open_source(args.path)
+    predict.check_output(args.output, source)
+    weights = predict.find_weights(args.model, args.weights)
+    backend = args.backend or predict.pick_backend()
+    segment = predict.load_segmenter(args.model, weights, backend, args.threads)
+    print(f"{args.model} from {weights}, {backend} on {args.threads} thread(s)", flush=True)
+    outcome = predict.predict(source, segment, args.output, args.limit)
+    print(f"{outcome.summary()}; results in {args.output}")
+    is_live = source.folder is None  # Ctrl-C is how one ends a camera
+    return 130 if outcome.stopped and not is_live else int(bool(outcome.bad))
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="image, folder of images, video, or camera:0")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR",
+        help="gets masks, overlays/ and measurements.csv",
+    )  # fmt: skip
+    parser.add_argument("--model", default="ultraseg_130k", help="default: ultraseg_130k")
+    parser.add_argument(
+        "--weights", metavar="FILE|NAME",
+        help="a .safetensors file, or the data set of a reference run (default: mixed if there)",
+    )  # fmt: skip
+    parser.add_argument("--backend", help="default: the fastest that is installed")
+    parser.add_argument("--threads", type=_at_least_one, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after N frames")
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs; reads every mask")
     actions = parser.add_subparsers(metavar="action")
@@ -246,6 +340,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", metavar="NN", help="this notebook and those after it")
     for each in (study, run):
         _add_grid(each)
+    _add_bench(add("bench", command_bench))
+    _add_export(add("export", command_export))
+    _add_predict(add("predict", command_predict))
     return parser
 
 

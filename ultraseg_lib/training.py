@@ -62,6 +62,7 @@ RECIPES = {
     ),
 }
 HISTORY_COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice", "seconds")
+WEIGHT_COLUMN = "weight:"  # then a name: one more column for each weight that is a single number
 
 
 def pick_device() -> torch.device:
@@ -113,6 +114,12 @@ def train_step(
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
     return loss.detach()  # not a float: that would wait for the GPU
+
+
+def learned_scalars(model: nn.Module) -> dict[str, float]:
+    """Return the weights that are single numbers (Eq. 1, Eq. 4, the EDB's residual), by history column."""
+    scalars = (pair for pair in model.named_parameters() if pair[1].ndim == 0)
+    return {f"{WEIGHT_COLUMN}{name}": scalar.item() for name, scalar in scalars}
 
 
 @torch.inference_mode()
@@ -249,7 +256,8 @@ class Trainer:
         dice = validation_dice(self.evaluated_model, self.val_frames)
         rate = self.scheduler.get_last_lr()[0]
         values = (epoch, rate, loss, dice, time.perf_counter() - began)
-        return dict(zip(HISTORY_COLUMNS, values, strict=True))
+        row = dict(zip(HISTORY_COLUMNS, values, strict=True))
+        return row | learned_scalars(self.evaluated_model)
 
     def _is_out_of_patience(self) -> bool:
         patience = self.recipe.patience

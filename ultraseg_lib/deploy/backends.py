@@ -1,0 +1,136 @@
+"""Six ways to run a model on a CPU, behind one call: image in, logits out, both numpy."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import nn
+
+from ultraseg_lib.deploy import native
+from ultraseg_lib.deploy.export import INPUT, onnx_bytes, to_onnx
+from ultraseg_lib.deploy.inference import LogitsOnly, exact_form
+
+BACKENDS = {  # all but the first run the exact inference form
+    "eager": "PyTorch eager, all heads: the paper's way",
+    "inference": "PyTorch, main head only",
+    "compiled": "PyTorch, torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "native": "own kernels, UltraSeg-108K and -130K on one core",
+}
+PACKAGES = {"onnx": ("onnx",), "onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # fmt: skip
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's names
+
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def available_backends() -> list[str]:
+    """Return the names of the backends that can run here, the paper's way first."""
+    return [name for name in BACKENDS if not missing_part(name)]
+
+
+def missing_part(name: str) -> str:
+    """Return what a backend (or "onnx") lacks here and how to get it; nothing where all is there."""
+    packages = [each for each in PACKAGES.get(name, ()) if find_spec(each) is None]
+    if packages:
+        return f"{', '.join(packages)} missing: pip install -e '.[deploy]'"
+    if name in ("compiled", "native") and not native.compiler():
+        return "no C++ compiler: install g++ or clang++"
+    return ""
+
+
+def cannot_run(
+    name: str, model: nn.Module, size: int, threads: int = 1, precision: str = "float32"
+) -> str:
+    """Return why `load_backend` would refuse these arguments; nothing where it would not."""
+    if name not in BACKENDS:
+        return f"backend: unknown {name!r}; choose from {', '.join(BACKENDS)}"
+    precisions = tuple(PRECISIONS) if name == "openvino" else ("float32",)
+    if precision not in precisions:
+        return f"precision: {name} has no {precision!r}; choose from {', '.join(precisions)}"
+    return native.cannot_plan(model, size, threads) if name == "native" else ""
+
+
+def load_backend(
+    name: str, model: nn.Module, size: int, threads: int = 1, precision: str = "float32"
+) -> Runner:
+    """Return a function from image (1, 3, size, size) float32 in [0, 1] to logits (1, 1, size, size).
+
+    Both are float32 arrays, the image of any strides. `threads` cores work on one image;
+    `precision` (float32, bfloat16, float16) is that of the arithmetic. Raises ValueError for an
+    unknown name or what the backend cannot do, RuntimeError, with the way to install it, where a
+    part is missing.
+    """
+    if reason := cannot_run(name, model, size, threads, precision):
+        raise ValueError(reason)
+    if lack := missing_part(name):
+        raise RuntimeError(f"backend {name} is not here: {lack}")
+    if name == "native":
+        return native.Plan(exact_form(model, size)).run
+    if name == "onnxruntime":
+        return _onnxruntime(onnx_bytes(model, size), threads)
+    if name == "openvino":
+        return openvino_runner(exact_form(model, size), size, threads, precision)
+    return _pytorch(name, model, size, threads)
+
+
+def _pytorch(name: str, model: nn.Module, size: int, threads: int) -> Runner:
+    model.eval()
+    network = model if name == "eager" else LogitsOnly(exact_form(model, size))
+    if name == "compiled":
+        network = torch.compile(network)
+
+    def run(image: np.ndarray) -> np.ndarray:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        pixels = torch.from_numpy(np.ascontiguousarray(image))
+        if name == "eager":
+            with torch.no_grad():
+                return network(pixels, deep_supervision=True).logits.numpy()
+        with torch.inference_mode():
+            return network(pixels).numpy()
+
+    return run
+
+
+def _onnxruntime(graph: bytes, threads: int) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {INPUT: image})[0]
+
+
+def openvino_request(
+    network: nn.Module,
+    size: int,
+    threads: int = 1,
+    precision: str = "float32",
+    profile: bool = False,
+) -> "openvino.InferRequest":  # noqa: F821
+    """Compile a network as it is for OpenVINO; with `profile` each layer's time is kept."""
+    import openvino
+
+    core = openvino.Core()
+    graph = core.read_model(to_onnx(network, size))
+    graph.reshape([1, 3, size, size])
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # the benchmark pins
+        "PERF_COUNT": profile,
+    }
+    return core.compile_model(graph, "CPU", settings).create_infer_request()
+
+
+def openvino_runner(network: nn.Module, size: int, threads: int, precision: str) -> Runner:
+    """Return the runner of a network as it is; the image is not copied if it is contiguous."""
+    request = openvino_request(network, size, threads, precision)
+
+    def run(image: np.ndarray) -> np.ndarray:
+        return request.infer([np.ascontiguousarray(image)], share_inputs=True)[0].copy()
+
+    return run

@@ -1,0 +1,337 @@
+// The few loops that UltraSeg needs, in float32 on one core: sixteen channels at a time.
+// Features lie as (row, column, channel); `rs` is the distance of two rows, `ps` of two pixels, in
+// floats. Borders are zeros around the feature in memory, so that no loop asks where it is.
+#include <cmath>
+#include <cstdint>
+
+typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(64)));
+typedef float half_vec __attribute__((vector_size(32)));
+typedef float quarter_vec __attribute__((vector_size(16)));
+#define EACH(i, n) for (int i = 0; i < (n); i++)
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const float* p) { return *(const vec*)p; }
+INLINE void store(float* p, vec v) { *(vec*)p = v; }
+INLINE vec all(float x) { return x - (vec){}; }
+
+INLINE float sum(vec v) {
+    half_vec a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                 __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    quarter_vec b = __builtin_shufflevector(a, a, 0, 1, 2, 3) +
+                    __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    return (b[0] + b[1]) + (b[2] + b[3]);
+}
+
+INLINE vec exponential(vec x) {  // e^x, relative error below 2e-7
+    x = x < -87.f ? all(-87.f) : x > 88.f ? all(88.f) : x;
+    vec t = x * 1.44269504f;
+    vec n = (t + 12582912.f) - 12582912.f;  // nearest whole number
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = 1.f + r * (1.f + r * (.5f + r * (.166666667f + r * (4.16657962e-2f +
+            r * (8.36313624e-3f + r * 1.36968478e-3f)))));
+    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
+    return p * (vec)power;
+}
+INLINE vec sigmoid(vec x) { return 1.f / (1.f + exponential(-x)); }
+INLINE vec gelu(vec x) {  // erf to 1.5e-7: Abramowitz and Stegun 7.1.26
+    vec z = x * .70710678f, a = z < 0.f ? -z : z, t = 1.f / (1.f + .3275911f * a);
+    vec p = t * (.254829592f + t * (-.284496736f + t * (1.421413741f + t * (-1.453152027f +
+            t * 1.061405429f))));
+    vec e = 1.f - p * exponential(-a * a);
+    return .5f * x * (1.f + (z < 0.f ? -e : e));
+}
+
+struct View { float* at; long rs, ps; };
+struct Conv { const float *weight, *bias; int out, rows, run, step, activation; };
+
+// N x 16 outputs of P neighbouring pixels: `run` inputs (columns x channels) from each of the rows.
+template <int N, int P>
+INLINE void pixels(const Conv& c, const float* weight, const float* bias, const float* src, long rs,
+                   long ps, float* dst, long dps, const float* residual, long rps, vec* s, vec* q) {
+    vec acc[P][N];
+    EACH(p, P) EACH(n, N) acc[p][n] = load(bias + 16 * n);
+    for (int y = 0; y < c.rows; y++, src += rs)
+        for (int j = 0; j < c.run; j++, weight += c.out)
+            EACH(n, N) {
+                vec w = load(weight + 16 * n);
+                EACH(p, P) acc[p][n] += src[p * ps + j] * w;
+            }
+    EACH(p, P) EACH(n, N) {
+        vec v = acc[p][n];
+        if (residual) v += load(residual + p * rps + 16 * n);
+        if (c.activation == 1) v = gelu(v);
+        if (c.activation == 2) v = v > 0.f ? v : (vec){};
+        if (dst) store(dst + p * dps + 16 * n, v);
+        acc[p][n] = v;
+    }
+    if (s) EACH(n, N) {  // by halves: shorter chains, better rounding
+        vec squares[P];
+        EACH(p, P) squares[p] = acc[p][n] * acc[p][n];
+        for (int left = P / 2; left; left /= 2)
+            EACH(p, left) acc[p][n] += acc[p + left][n], squares[p] += squares[p + left];
+        s[n] += acc[0][n], q[n] += squares[0];
+    }
+}
+
+// `Distance` is in.ps where it is known at compile time: sixteen pointers fit no register file.
+template <int N, int P, int Distance>
+static void rows(const Conv& c, int first, View in, View out, View add, int height, int width,
+                 double* stats) {
+    const long ps = Distance ? Distance : in.ps;
+    EACH(y, height) {
+        vec s[N] = {}, q[N] = {};
+        const float* src = in.at + y * c.step * in.rs;
+        float* dst = out.at ? out.at + y * out.rs + first : nullptr;
+        const float* residual = add.at ? add.at + y * add.rs + first : nullptr;
+        const float *weight = c.weight + first, *bias = c.bias + first;
+        auto at = [&](int x) { return dst ? dst + x * out.ps : nullptr; };
+        auto plus = [&](int x) { return residual ? residual + x * add.ps : nullptr; };
+        int x = 0;
+        for (; x + P <= width; x += P)
+            pixels<N, P>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
+                         stats ? s : nullptr, q);
+        for (; x < width; x++)
+            pixels<N, 1>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
+                         stats ? s : nullptr, q);
+        if (stats) EACH(n, N) EACH(i, 16) {
+            stats[first + 16 * n + i] += s[n][i];
+            stats[c.out + first + 16 * n + i] += q[n][i];
+        }
+    }
+}
+
+using Rows = decltype(&rows<1, 1, 0>);
+template <int N, int P, int... Distances>
+static Rows choose(long ps) {
+    Rows found = rows<N, P, 0>;
+    ((ps == Distances ? void(found = rows<N, P, Distances>) : void()), ...);
+    return found;
+}
+
+static void apply(const Conv& c, View in, View out, View add, int height, int width, double* stats) {
+    for (int first = 0; first < c.out;) {
+        int left = c.out - first, n = left % 48 == 0 ? 3 : left % 32 == 0 ? 2 : 1;
+        Rows run = n == 3   ? choose<3, 8, 16, 48, 64, 96>(in.ps)
+                   : n == 2 ? choose<2, 8, 48, 64, 96>(in.ps)
+                            : choose<1, 16, 6, 8, 12, 16, 32>(in.ps);
+        run(c, first, in, out, add, height, width, stats);
+        first += 16 * n;
+    }
+}
+
+extern "C" {
+
+// out = activation(convolution(in) + add); `stats`: sum and sum of squares of each channel.
+void convolve(const Conv* c, const View* in, const View* out, const View* add, int height, int width,
+              double* stats) {
+    if (stats) EACH(i, 2 * c->out) stats[i] = 0;
+    apply(*c, *in, *out, *add, height, width, stats);
+}
+
+// GroupNorm from the sums: scale and shift of each of `n` channels; group[i] is i's group.
+void normalise(const double* stats, int n, const int32_t* group, double count, double eps,
+               const float* weight, const float* bias, float* scale, float* shift) {
+    EACH(i, n) {
+        double members = 0, s = 0, q = 0;
+        EACH(k, n) if (group[k] == group[i]) members++, s += stats[k], q += stats[n + k];
+        double mean = s / (members * count), variance = q / (members * count) - mean * mean;
+        scale[i] = weight[i] / std::sqrt(variance + eps);
+        shift[i] = bias[i] - mean * scale[i];
+    }
+}
+
+// out = base + the sum of coefficient[i] * table[i], rows of `n` floats: weights for this image.
+void combine(const float* table, const float* coefficient, int rows, int n, const float* base,
+             float* out) {
+    EACH(j, n) out[j] = base[j];
+    EACH(i, rows) EACH(j, n) out[j] += coefficient[i] * table[(long)i * n + j];
+}
+void scale_inputs(const float* weight, const float* scale, int taps, int in, int out, float* scaled) {
+    EACH(t, taps) EACH(i, in) EACH(o, out) *scaled++ = *weight++ * scale[i];
+}
+
+// Eq. 2, the EDB: branches of dilation 1, 2, 3, then the 1x1 and the residual, row by row.
+// `weight` [dilation][tap][channel of the group][group]; input channels ordered (of the group, group).
+void dilated(const float* weight, const Conv* mix, const View* in, const View* out, int third,
+             int height, int width, float* line, double* stats) {
+    EACH(i, 2 * mix->out) stats[i] = 0;
+    EACH(y, height) {
+        EACH(d, 3) for (int g = 0; g < third; g += 16)
+            for (int x = 0; x < width; x += 8) {
+                vec acc[8] = {};
+                EACH(t, 9) {
+                    const float* src = in->at + (y + (t / 3 - 1) * (d + 1)) * in->rs +
+                                       (x + (t % 3 - 1) * (d + 1)) * in->ps + g;
+                    EACH(k, 3) {
+                        vec w = load(weight + ((d * 9 + t) * 3 + k) * third + g);
+                        EACH(p, 8) acc[p] += w * load(src + p * in->ps + k * third);
+                    }
+                }
+                EACH(p, 8) store(line + (x + p) * 3 * third + d * third + g, acc[p]);
+            }
+        View to = {out->at + y * out->rs, 0, out->ps}, from = {in->at + y * in->rs, 0, in->ps};
+        apply(*mix, {line, 0, 3 * third}, to, from, 1, width, stats);
+    }
+}
+
+// GSA up to its second norm: norm, map, norm, over the channels of each pixel.
+void attend(const View* in, const View* out, int channels, int height, int width, const float* gain,
+            const float* offset) {
+    const int n = channels / 16;
+    vec v[32];
+    EACH(y, height) EACH(x, width) {
+        const float* src = in->at + y * in->rs + x * in->ps;
+        EACH(i, n) v[i] = load(src + 16 * i);
+        EACH(twice, 2) {
+            vec s = {}, q = {};
+            EACH(i, n) s += v[i];
+            float mean = sum(s) / channels;
+            EACH(i, n) v[i] -= mean, q += v[i] * v[i];
+            float scale = 1 / std::sqrt(sum(q) / channels + 1e-6f);
+            if (twice) EACH(i, n) v[i] *= scale;
+            else EACH(i, n) v[i] = v[i] * scale * load(gain + 16 * i) + load(offset + 16 * i);
+        }
+        gain += channels, offset += channels;
+        EACH(i, n) store(out->at + y * out->rs + x * out->ps + 16 * i, v[i]);
+    }
+}
+
+// gelu(3x3 depthwise + constant): `weight` [tap][channel], `constant` as the feature.
+void depthwise(const View* in, const View* out, int channels, int height, int width,
+               const float* weight, const float* constant) {
+    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16, constant += 16) {
+        vec acc = load(constant);
+        EACH(t, 9) acc += load(weight + t * channels + c) *
+                          load(in->at + (y + t / 3 - 1) * in->rs + (x + t % 3 - 1) * in->ps + c);
+        store(out->at + y * out->rs + x * out->ps + c, gelu(acc));
+    }
+}
+
+void pool(const View* in, const View* out, int channels, int height, int width, const float* scale,
+          const float* shift) {
+    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16) {
+        vec best = all(-3e38f);
+        EACH(k, 4) {
+            vec v = load(in->at + (2 * y + k / 2) * in->rs + (2 * x + k % 2) * in->ps + c);
+            v = v * load(scale + c) + load(shift + c);
+            best = v > best ? v : best;
+        }
+        store(out->at + y * out->rs + x * out->ps + c, gelu(best));
+    }
+}
+
+struct Corner { int32_t low, high; float share; };  // bilinear, corners on corners, along one side
+
+INLINE vec mixed(const View& in, const Corner& v, const Corner& h, int c) {
+    const float *a = in.at + v.low * in.rs + c, *b = in.at + v.high * in.rs + c;
+    vec left = load(a + h.low * in.ps) * (1 - v.share) + load(b + h.low * in.ps) * v.share;
+    vec right = load(a + h.high * in.ps) * (1 - v.share) + load(b + h.high * in.ps) * v.share;
+    return left * (1 - h.share) + right * h.share;
+}
+void resize(const View* in, const View* out, int channels, int height, int width, const Corner* v,
+            const Corner* h) {
+    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16)
+        store(out->at + y * out->rs + x * out->ps + c, mixed(*in, v[y], h[x], c));
+}
+
+struct Gates { float weight[2][512], bias[2], own[2], other[2]; };  // region, boundary; 0 for none
+
+// Norm, resize, GELU, prediction gate: out = feature * gain; other = the gain of the skip (Eq. 1).
+void gate(const View* in, const View* out, float* other, int channels, int height, int width,
+          const float* scale, const float* shift, const Corner* v, const Corner* h, const Gates* g,
+          float* line) {
+    float *region = line, *edge = line + width;
+    EACH(y, height) {
+        float* row = out->at + y * out->rs;
+        EACH(x, width) {
+            vec r = {}, e = {};
+            for (int c = 0; c < channels; c += 16) {
+                vec f = gelu(mixed(*in, v[y], h[x], c) * load(scale + c) + load(shift + c));
+                store(row + x * out->ps + c, f);
+                r += f * load(g->weight[0] + c), e += f * load(g->weight[1] + c);
+            }
+            region[x] = sum(r), edge[x] = sum(e);
+        }
+        for (int x = 0; x < width; x += 16) {
+            vec r = sigmoid(load(region + x) + g->bias[0]), e = sigmoid(load(edge + x) + g->bias[1]);
+            store(region + x, 1.f + g->own[0] * r + g->own[1] * e);
+            store(other + (long)y * width + x, 1.f + g->other[0] * r + g->other[1] * e);
+        }
+        EACH(x, width) for (int c = 0; c < channels; c += 16) {
+            float* p = row + x * out->ps + c;
+            store(p, load(p) * region[x]);
+        }
+    }
+}
+
+void fuse(const View* own, const View* skip, const float* other, const View* out, int channels,
+          int height, int width) {
+    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16)
+        store(out->at + y * out->rs + x * out->ps + c,
+              load(own->at + y * own->rs + x * own->ps + c) +
+                  load(skip->at + y * skip->rs + x * skip->ps + c) * other[(long)y * width + x]);
+}
+
+// AGF: the mean of two features by a softmax over two logits. SSA: Eq. 4.
+void blend(const View* first, const View* second, const View* logits, const View* out, int channels,
+           int height, int width) {
+    EACH(y, height) EACH(x, width) {
+        const float* l = logits->at + y * logits->rs + x * logits->ps;
+        float share = 1 / (1 + std::exp(l[1] - l[0]));
+        for (int c = 0; c < channels; c += 16)
+            store(out->at + y * out->rs + x * out->ps + c,
+                  load(first->at + y * first->rs + x * first->ps + c) * share +
+                      load(second->at + y * second->rs + x * second->ps + c) * (1 - share));
+    }
+}
+void attend_space(const View* in, int channels, int height, int width, float alpha) {
+    EACH(y, height) EACH(x, width) {
+        float* p = in->at + y * in->rs + x * in->ps;
+        vec s = {};
+        for (int c = 0; c < channels; c += 16) s += load(p + c);
+        float gain = 1 - alpha + alpha / (1 + std::exp(-sum(s) / channels));
+        for (int c = 0; c < channels; c += 16) store(p + c, load(p + c) * gain);
+    }
+}
+
+// The last stage: eight channels (of sixteen) resized, GELU, three heads, the gates, one logit.
+void finish(const View* in, const View* skip, int height, int width, const float* scale,
+            const float* shift, const Corner* v, const Corner* h, const Conv* heads,
+            const Conv* skip_head, const Gates* g, float bias, float* line, float* gates, float* out) {
+    EACH(y, height) {
+        for (int x = 0; x < width; x += 2) {
+            vec a = mixed(*in, v[y], h[x], 0) * load(scale) + load(shift);
+            vec b = mixed(*in, v[y], h[x + 1], 0) * load(scale) + load(shift);
+            store(line + 8 * x, gelu(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18,
+                                                             19, 20, 21, 22, 23)));
+        }
+        View sums = {gates, 0, 16};
+        apply(*heads, {line, 0, 8}, sums, {}, 1, width, nullptr);
+        apply(*skip_head, {skip->at + y * skip->rs, 0, skip->ps}, sums, sums, 1, width, nullptr);
+        for (int x = 0; x < width; x += 16) {
+            vec part[4];
+            EACH(k, 4) EACH(i, 16) part[k][i] = gates[16 * (x + i) + k];
+            vec region = sigmoid(part[0]), edge = sigmoid(part[1]);
+            store(out + (long)y * width + x,
+                  (1.f + g->own[0] * region + g->own[1] * edge) * part[2] +
+                      (1.f + g->other[0] * region + g->other[1] * edge) * part[3] + bias);
+        }
+    }
+}
+
+// Resize one channel, rows then columns.
+void resize_plane(const float* in, int in_width, float* out, int height, int width, const Corner* v,
+                  const Corner* h, float* line) {
+    EACH(y, height) {
+        const float *a = in + (long)v[y].low * in_width, *b = in + (long)v[y].high * in_width;
+        EACH(x, in_width) line[x] = a[x] + (b[x] - a[x]) * v[y].share;
+        EACH(x, width) *out++ = line[h[x].low] + (line[h[x].high] - line[h[x].low]) * h[x].share;
+    }
+}
+
+void take_image(const float* image, long channel, long row, long column, int size, const View* out) {
+    EACH(y, size) EACH(x, size) EACH(c, 3)
+        out->at[y * out->rs + 3 * x + c] = image[c * channel + y * row + x * column];
+}
+}

@@ -1,0 +1,355 @@
+"""Segment images, a video or a camera: masks, overlays and a table of what was found where."""
+
+import csv
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError
+from ultraseg_lib.data.loading import read_image
+from ultraseg_lib.deploy.backends import available_backends, load_backend
+from ultraseg_lib.deploy.frame import segment_frame
+from ultraseg_lib.metrics import MIN_POLYP_PX
+from ultraseg_lib.paths import whole_file
+from ultraseg_lib.study import finished_runs
+from ultraseg_lib.variants import build_model, find_variant
+
+IMAGE_SIZE = 256  # of weights that do not say at which size they were trained
+FASTEST_FIRST = ("openvino", "onnxruntime", "inference")
+COLUMNS = (
+    "file", "frame", "mask", "width", "height", "area_px", "area_share", "n_polyps",
+    "center_x", "center_y", "box_x", "box_y", "box_width", "box_height", "latency_ms",
+)  # fmt: skip
+OUTLINE = (255, 176, 0)  # RGB; the colour of predictions in every figure (report.figures.PRED)
+FULL_COLOUR = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+PATIENCE = 30  # frames in a row that cannot be decoded before the rest is given up
+
+Segmenter = Callable[[np.ndarray], np.ndarray]
+
+
+# --- what comes in --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One frame to segment: its file, its number from 1 on, its mask's stem, (H, W, 3) uint8 RGB."""
+
+    file: str
+    frame: int
+    stem: str
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where frames come from; a frame that cannot be read comes as the error that names it.
+
+    `folder` holds the files, `total` is their number of frames; a camera has neither.
+    """
+
+    shots: Iterator[Shot | DataError]
+    folder: Path | None = None
+    total: int | None = None
+
+
+def open_source(path: str) -> Source:
+    """Open an image, a folder of images, a video, or a camera (``camera:0`` or ``0``).
+
+    Raises FileNotFoundError for what is not there, and ValueError for what cannot be opened, a folder
+    without images, and two images whose masks would have one name.
+    """
+    found = Path(path)
+    if found.is_dir():
+        return _open_images(sorted(found.iterdir()), found)
+    if found.suffix.lower() in IMAGE_SUFFIXES and found.exists():
+        return _open_images([found], found.parent)
+    if found.exists():
+        return _open_video(found)
+    camera = re.fullmatch(r"(?:camera:)?(\d+)", path)
+    if camera is None:
+        raise FileNotFoundError(
+            f"{path}: not found; give an image, a folder of images, a video, or camera:0"
+        )
+    return _open_camera(int(camera[1]))
+
+
+def _open_images(files: list[Path], folder: Path) -> Source:
+    """Open those of ``files`` that are images."""
+    images = [
+        path
+        for path in files
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and not path.is_dir()
+    ]
+    if not images:
+        raise ValueError(f"{folder}: no images here; they end in {', '.join(IMAGE_SUFFIXES)}")
+    by_stem: dict[str, Path] = {}
+    for path in images:
+        other = by_stem.setdefault(path.stem, path)
+        if other != path:
+            raise ValueError(
+                f"{folder}: {other.name} and {path.name} would both give the mask {path.stem}.png;"
+                " rename one or put it elsewhere"
+            )
+    return Source(_read_images(images), folder, len(images))
+
+
+def _read_images(paths: Iterable[Path]) -> Iterator[Shot | DataError]:
+    for path in paths:
+        try:
+            _refuse_cut_jpeg(path)
+            yield Shot(path.name, 1, path.stem, read_image(path))
+        except DataError as error:
+            yield error
+        except OSError as error:
+            yield DataError(f"{path}: cannot be read: {error.strerror}")
+
+
+def _refuse_cut_jpeg(path: Path) -> None:
+    """Raise DataError for a JPEG whose end is missing: OpenCV paints the missing part grey."""
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        return
+    data = path.read_bytes()
+    start_of_scan, end_of_image = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
+    if start_of_scan > end_of_image:
+        raise DataError(f"{path}: the end of the image is missing; replace it by a fresh copy")
+
+
+def _open_video(path: Path) -> Source:
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise ValueError(
+            f"{path}: neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video that OpenCV can open"
+        )
+    total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+    return Source(_read_video(capture, path.name, path.stem, total), path.parent, total or None)
+
+
+def _open_camera(number: int) -> Source:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it tries many drivers aloud
+    capture = cv2.VideoCapture(number)
+    if not capture.isOpened():
+        raise ValueError(f"camera:{number}: no such camera, or another program is using it")
+    return Source(_read_video(capture, f"camera:{number}", f"camera{number}", sys.maxsize))
+
+
+def _read_video(
+    capture: cv2.VideoCapture, file: str, stem: str, total: int
+) -> Iterator[Shot | DataError]:
+    """Yield every frame; past a broken one OpenCV goes on with the next, up to the announced total."""
+    failed = 0
+    for number in count(1):
+        is_read, pixels = capture.read()
+        if not is_read and number > total:
+            break
+        failed = 0 if is_read else failed + 1
+        if is_read:
+            rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+            yield Shot(file, number, f"{stem}_{number:06d}", rgb)
+        else:
+            yield DataError(f"{file}: frame {number} cannot be decoded")
+        if failed == PATIENCE:
+            yield DataError(f"{file}: gave up at frame {number}, after {failed} bad ones in a row")
+            break
+    capture.release()
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def find_weights(model: str, weights: str | None = None) -> Path:
+    """Return a weights file: the given file, or that of the reference run on the named dataset.
+
+    Without a name the mixed set comes first, then Kvasir-SEG. Raises FileNotFoundError, with the
+    names there are, where none is found, ValueError for an unknown model.
+    """
+    find_variant(model)
+    if weights is not None and Path(weights).is_file():
+        return Path(weights)
+    trained = {
+        run.dataset: run.folder / "weights.safetensors"
+        for run in finished_runs("reference")
+        if (run.model, run.recipe, run.protocol) == (model, "strong", "clean")
+    }
+    wanted = [weights] if weights else ["mixed", "kvasir_seg"]
+    for dataset in wanted:
+        if dataset in trained:
+            return trained[dataset]
+    raise FileNotFoundError(
+        f"weights: neither a file nor a trained {model} named {' or '.join(wanted)}; give a"
+        f" .safetensors file or one of: {', '.join(trained) or '(none is trained)'}"
+    )
+
+
+def trained_size(weights: Path) -> int:
+    """Return the image size in px that weights were trained at: what their run says, else 256."""
+    config = weights.with_name("config.json")
+    if not config.exists():
+        return IMAGE_SIZE
+    return json.loads(config.read_text(encoding="utf-8"))["inputs"]["images"]["size"]
+
+
+def pick_backend() -> str:
+    """Return the fastest backend that is installed; PyTorch always is."""
+    available = available_backends()
+    return next(name for name in FASTEST_FIRST if name in available)
+
+
+def load_segmenter(model: str, weights: Path, backend: str, threads: int = 1) -> Segmenter:
+    """Return a function from frame (H, W, 3) uint8 RGB to mask (H, W) uint8 of 0 and 255.
+
+    Raises ValueError for an unknown model or backend, a backend that is not installed, and weights
+    that are broken or of another model.
+    """
+    try:
+        network = build_model(model, weights)
+    except (RuntimeError, SafetensorError):
+        raise ValueError(
+            f"{weights}: no weights of {model}, or broken; name their --model"
+        ) from None
+    if backend not in available_backends():
+        raise ValueError(
+            f"backend: {backend!r} is not installed; here are {', '.join(available_backends())}"
+        )
+    cv2.setNumThreads(threads)
+    size = trained_size(weights)
+    run = load_backend(backend, network, size, threads)
+    run(np.zeros((1, 3, size, size), np.float32))  # the first call sets things up: not timed
+    return lambda frame: segment_frame(frame, run, size)
+
+
+# --- what goes out --------------------------------------------------------------------------------
+
+
+def measure(mask: np.ndarray) -> dict[str, int | float]:
+    """Measure a mask (H, W) uint8 of 0 and 255: its area, and where its largest polyp is.
+
+    Returns area_px, area_share in [0, 1], n_polyps, and in px, where there is a polyp, the centroid
+    and the bounding box of the largest. A polyp covers at least the share of the frame that
+    `metrics.count_polyps` asks for at 256×256; less is a speck.
+    """
+    _, _, stats, centers = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    least = MIN_POLYP_PX * mask.size / IMAGE_SIZE**2
+    polyps = [label for label in range(1, len(stats)) if areas[label] >= least]
+    area = int(np.count_nonzero(mask))
+    found = {"area_px": area, "area_share": round(area / mask.size, 6), "n_polyps": len(polyps)}
+    if polyps:
+        largest = max(polyps, key=areas.__getitem__)
+        x, y = centers[largest].round(2).tolist()
+        box = dict(zip(COLUMNS[10:14], stats[largest, :4].tolist(), strict=True))
+        found |= {"center_x": x, "center_y": y, **box}
+    return found
+
+
+def overlay(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Draw the outline of a mask (H, W) uint8 on a frame (H, W, 3) uint8 RGB; returns a new one."""
+    drawn = pixels.copy()
+    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(max(mask.shape) / 200))
+    for colour, thickness in (((0, 0, 0), 3 * width), (OUTLINE, width)):
+        cv2.drawContours(drawn, contours, -1, colour, thickness)
+    return drawn
+
+
+def check_output(folder: Path, source: Source) -> None:
+    """Raise ValueError where results in ``folder`` would land among the input files."""
+    if source.folder is not None:
+        inputs = source.folder.resolve()
+        if inputs in (folder.resolve(), (folder / "overlays").resolve()):
+            raise ValueError(f"--output {folder}: this is the input folder; choose another")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        (folder / "overlays").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {folder}: cannot be made: {error.strerror}") from None
+
+
+def _write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Encode in memory, so that names of any alphabet work and a file is whole or not there."""
+    encoded = cv2.imencode(path.suffix, pixels, FULL_COLOUR if path.suffix == ".jpg" else [])[1]
+    with whole_file(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+
+
+@dataclass
+class Outcome:
+    """What was done: one row of the table a frame, the reasons of bad ones, whether Ctrl-C ended it."""
+
+    rows: list[dict[str, object]] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+    def summary(self) -> str:
+        """Say it in one line."""
+        said = f"{len(self.rows)} segmented, {len(self.bad)} bad"
+        if self.rows:
+            latency = statistics.median(row["latency_ms"] for row in self.rows)
+            said += f", median {latency:.1f} ms a frame ({1000 / latency:.0f} frames/s)"
+        return said + (", stopped by Ctrl-C" if self.stopped else "")
+
+
+def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None = None) -> Outcome:
+    """Segment the frames of a source, at most ``limit``; write masks, overlays and the table.
+
+    ``folder`` gets ``<stem>.png``, ``overlays/<stem>.jpg`` and ``measurements.csv``. A bad frame is
+    reported and skipped. The table is written at the end, also after Ctrl-C or an error. Raises
+    ValueError where the folder cannot be made.
+    """
+    _make_folder(folder)
+    outcome = Outcome()
+    total = min(source.total or sys.maxsize, limit or sys.maxsize)
+    bar = tqdm(
+        islice(source.shots, limit), "segment", None if total == sys.maxsize else total,
+        unit="frame", disable=None,
+    )  # fmt: skip
+    try:
+        for shot in bar:
+            if isinstance(shot, DataError):
+                outcome.bad.append(str(shot))
+                tqdm.write(f"skipped: {shot}", file=sys.stderr)
+            else:
+                outcome.rows.append(_predict_one(shot, segment, folder))
+                bar.set_postfix_str(f"{outcome.rows[-1]['latency_ms']:.1f} ms", refresh=False)
+    except KeyboardInterrupt:
+        outcome.stopped = True
+    finally:
+        bar.close()
+        _write_table(folder / "measurements.csv", outcome.rows)
+    return outcome
+
+
+def _predict_one(shot: Shot, segment: Segmenter, folder: Path) -> dict[str, object]:
+    """Segment one frame and write its pictures; return its row of the table."""
+    start = time.perf_counter()
+    mask = segment(shot.pixels)
+    latency = (time.perf_counter() - start) * 1000
+    name = f"{shot.stem}.png"
+    height, width = mask.shape
+    row = {"file": shot.file, "frame": shot.frame, "mask": name, "width": width, "height": height}
+    row |= measure(mask) | {"latency_ms": round(latency, 3)}
+    outlined = cv2.cvtColor(overlay(shot.pixels, mask), cv2.COLOR_RGB2BGR)
+    _write_picture(folder / "overlays" / f"{shot.stem}.jpg", outlined)
+    _write_picture(folder / name, mask)  # last: Ctrl-C leaves no mask without its row
+    return row
