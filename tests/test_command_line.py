@@ -74,7 +74,7 @@ def test_script_refuses_an_old_python(tmp_path):
         (["study", "--epochs", "0"], "give 1 or more"),
         (["run", "--datasets", ""], "datasets: found none"),
         (["study", "--profile", "lite", "--datasets", "polypgen@nonsense"], "random"),
-        (["study", "--only", "no-such-run"], "not a run of this grid"),
+        (["study", "--only", "no-such-run"], "is no run; a run is MODEL-DATASET"),
         (["run", "--only", "77"], "no notebook '77'"),
         (["run", "--from", "x"], "no notebook 'x'"),
         (["models", "--models", "ultraseg"], "ultraseg_130k"),

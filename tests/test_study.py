@@ -35,10 +35,12 @@ def test_a_study_fills_the_ledger_to_the_column(finished):
     assert {"commit", "versions", "cpu", "threads"} <= set(config["provenance"])
 
     test = study.load_frames_of("synthetic", finished).part("test")
-    assert scores["image_id"].tolist() == test.table["image_id"].tolist()
+    own = scores[scores["test_set"] == "synthetic"]
+    assert own["image_id"].tolist() == test.table["image_id"].tolist()
+    assert (scores["test_set"] == "synthetic_unseen").sum() == 40  # tested whole
     probs = np.load(run.folder / "probs.npz")["synthetic"]
     dice = metrics.dice_score(probs >= 128, test.masks > 0)
-    np.testing.assert_allclose(scores["dice"], dice, atol=1e-12)
+    np.testing.assert_allclose(own["dice"], dice, atol=1e-12)
 
     table = tables.main_table(study.read_ledger("demo"))
     assert sorted(table["model"]) == ["lbunet", "unet_tiny"]

@@ -125,7 +125,7 @@ def test_dataset_ignores_leftovers_and_leaves_none(tmp_path, monkeypatch):
     synthetic.write_dataset(tmp_path / "synthetic", count=1, size=32, seed=0)
     assert {path.name for path in tmp_path.iterdir()} == {leftover.name, "synthetic"}
 
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(synthetic, "generate_frame", fail)
