@@ -98,7 +98,7 @@ install_packages() {
             --index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
             echo "   the CPU build of PyTorch is out of reach; taking the default one"
     fi
-    "${pip[@]}" --constraint requirements.lock --editable '.[deploy,cluster,app,dev]'
+    "${pip[@]}" --constraint requirements.lock --editable '.[deploy,gpu,cluster,app,dev]'
 }
 
 set_up() {

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import tifffile
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
@@ -166,9 +167,11 @@ def load_frames(table: pd.DataFrame, size: int) -> Frames:
     """
     name = table["dataset"].iloc[0]
     folder = outputs_dir("cache") / f"{name}-{size}-{_cache_key(table, size)}"
-    if not folder.exists():
-        with whole_folder(folder) as temporary:
-            _fill_cache(table, size, temporary)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # two studies may want the same dataset at once
+        if not folder.exists():
+            with whole_folder(folder) as temporary:
+                _fill_cache(table, size, temporary)
     images = np.load(folder / "images.npy", mmap_mode="r")
     return Frames(images, np.load(folder / "masks.npy", mmap_mode="r"), table)
 
