@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ultraseg_lib.grid import Profile, Run, teachers_of
+from ultraseg_lib.provenance import usable_cores
 from ultraseg_lib.study import (
     check_complete,
     epochs_done,
@@ -77,7 +78,7 @@ def _decode(profile: Profile, runs: list[Run]) -> None:
 
 def default_jobs(runs: int) -> int:
     """Return how many runs go side by side: one a core, or several on a GPU."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     return max(1, min(GPU_JOBS if torch.cuda.is_available() else cores, cores, runs))
 
 
@@ -167,7 +168,7 @@ class LocalPool:
 
     def __init__(self, profile: Profile, jobs: int) -> None:
         self.profile, self.jobs = profile, jobs
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.threads = max(1, usable_cores() // jobs)
         # a fork of a server that has imported everything starts at once and holds no GPU state
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.context = multiprocessing.get_context(kind)

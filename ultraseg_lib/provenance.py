@@ -1,5 +1,6 @@
 """Where a number comes from: commit, versions, processor, threads. It stands beside every result."""
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -32,6 +33,11 @@ def cpu_model() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use (``taskset`` and containers may leave some out)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def package_versions() -> dict[str, str]:
