@@ -50,6 +50,7 @@ __all__ = [
     "finished_runs",
     "load_frames_of",
     "load_profile",
+    "missing_runs",
     "parse_run_id",
     "pick_run",
     "plan_grids",
@@ -60,6 +61,7 @@ __all__ = [
     "read_probs",
     "read_scores",
     "run_once",
+    "tell_missing",
     "test_frames",
     "test_sets_of",
     "training_parts",
@@ -354,6 +356,27 @@ def finished_runs(profile: str) -> list[Run]:
     """Return every complete run of a profile's ledger, by name, also those its grids do not plan."""
     folders = [path.parent for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv"))]
     return [parse_run_id(profile, folder.name) for folder in folders]
+
+
+def missing_runs(profile: Profile, grid: str = "main") -> list[Run]:
+    """Return the planned runs of a grid that no finished run stands for, whatever its epochs."""
+
+    def key(run: Run) -> tuple:
+        return (run.model, run.dataset, run.recipe, run.protocol, run.seed)
+
+    done = {key(run) for run in finished_runs(profile.name)}
+    return [run for run in plan_runs(profile, grid) if key(run) not in done]
+
+
+def tell_missing(profile: Profile, grid: str = "main", most: int = 12) -> str:
+    """Say which runs of a grid are missing, at most so many of them by name."""
+    missing = missing_runs(profile, grid)
+    planned = len(plan_runs(profile, grid))
+    if not planned:
+        return f"profile {profile.name} plans no runs for grid {grid}"
+    names = [f"  {run.run_id}" for run in missing[:most]]
+    more = [f"  and {len(missing) - most} more"] if len(missing) > most else []
+    return "\n".join([f"{len(missing)} of {planned} planned runs are missing", *names, *more])
 
 
 def pick_run(profile: Profile, model: str) -> Run:

@@ -19,7 +19,7 @@ from ultraseg_lib.models import create_model, find_model
 from ultraseg_lib.models.complexity import count_as_paper, count_macs, count_parameters
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report.figures import PALETTE, dataset_title
-from ultraseg_lib.report.tables import GROUP_KEYS, main_table
+from ultraseg_lib.report.tables import GROUP_KEYS, main_table, own_scores
 from ultraseg_lib.statistics import PairedTest, holm, paired_test
 from ultraseg_lib.training import WEIGHT_COLUMN, learned_scalars, predict_probs
 from ultraseg_lib.variants import VARIANTS, build_model, find_variant, model_title
@@ -46,12 +46,6 @@ PANELS = {  # the end of a weight's name -> what it is
 
 
 # --- scores ---------------------------------------------------------------------------------------
-
-
-def own_scores(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return the ledger's rows of each run's own test set; centers and shares are notebook 08's."""
-    part = ledger["dataset"].astype(str).str.contains(r"@(?:center_|p\d)").astype(bool)
-    return ledger[(ledger["test_set"] == ledger["dataset"]) & ~part]
 
 
 def setting_name(table: pd.DataFrame) -> str:
@@ -228,28 +222,6 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
     left.set(xlabel="Dice, mean over images", title="ours")
     right.set(xlabel="Dice, as printed", title="the paper's Table 5")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
-    figure.suptitle(setting_title(table))
-    return figure
-
-
-def plot_differences(table: pd.DataFrame, baseline: str) -> Figure:
-    """Show the differences of one setting to ``baseline`` with 95 % intervals.
-
-    Blue: zero is inside the interval, no finding; orange: outside; grey: another seed.
-    """
-    ordered = table.sort_values("difference", ascending=False)
-    figure, axes = plt.subplots(figsize=(12, 1.9 + 0.65 * len(ordered)))
-    for place, row in enumerate(ordered.itertuples()):
-        outside = row.low > 0 or row.high < 0
-        colour = "0.5" if row.model == row.baseline else PALETTE[3 if outside else 0]
-        bar = [[row.difference - row.low], [row.high - row.difference]]
-        axes.errorbar(
-            row.difference, place, xerr=bar, fmt="o", ms=12, lw=3, capsize=6, color=colour
-        )
-    axes.axvline(0, color="black", lw=1.5)
-    axes.set(yticks=range(len(ordered)), yticklabels=ordered["title"])
-    axes.set(ylim=(len(ordered) - 0.5, -0.5))
-    axes.set_xlabel(f"difference in Dice to {baseline}, image by image")
     figure.suptitle(setting_title(table))
     return figure
 

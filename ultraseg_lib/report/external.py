@@ -187,7 +187,9 @@ def plot_training_sets(scores: pd.DataFrame, tested: str) -> Figure:
     ``scores``: of `score_table`, one recipe and protocol. Orange: everything; blue: one set.
     """
     table = scores[(scores["tested"] == tested) & ~is_share(scores)].sort_values("dice")
-    names = [f"{training_title(d)}: {t}" for d, t in zip(table["dataset"], table["title"], strict=True)]
+    names = [
+        f"{training_title(d)}: {t}" for d, t in zip(table["dataset"], table["title"], strict=True)
+    ]
     figure, axes = plt.subplots(figsize=(13, 1.9 + 0.65 * len(table)))
     for place, (row, bar) in enumerate(
         zip(table.itertuples(), pd.concat(_bars(table), axis=1).to_numpy(), strict=True)

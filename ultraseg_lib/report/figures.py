@@ -189,6 +189,30 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figure:
+    """Show differences in Dice with 95 % intervals: columns label, difference, low, high.
+
+    Blue: zero is inside the interval, no finding; orange: outside; grey, where a column ``chance``
+    is true: another seed and nothing else. ``against``: what was subtracted.
+    """
+    ordered = table.sort_values("difference", ascending=False)
+    lines = sum(label.count("\n") + 1 for label in ordered["label"])
+    figure, axes = plt.subplots(figsize=(12, 2.2 + 0.6 * lines))
+    for place, row in enumerate(ordered.itertuples()):
+        outside = row.low > 0 or row.high < 0
+        colour = "0.5" if getattr(row, "chance", False) else PALETTE[3 if outside else 0]
+        bar = [[row.difference - row.low], [row.high - row.difference]]
+        axes.errorbar(
+            row.difference, place, xerr=bar, fmt="o", ms=12, lw=3, capsize=6, color=colour
+        )
+    axes.axvline(0, color="black", lw=1.5)
+    axes.set(yticks=range(len(ordered)), yticklabels=ordered["label"])
+    axes.set(ylim=(len(ordered) - 0.5, -0.5))
+    axes.set_xlabel(f"difference in Dice to {against}, image by image")
+    figure.suptitle(title)
+    return figure
+
+
 def show_modalities(scene: Sequence[SyntheticFrame]) -> Figure:
     """Show one generated scene under several modalities, each frame titled by its own."""
     figure, grid = plt.subplots(1, len(scene), figsize=(2.9 * len(scene), 3.8))

@@ -20,6 +20,18 @@ def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
         table.to_csv(temporary, index=False)
 
 
+def own_scores(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the ledger's rows of each run's own test set; runs on a center or a share are left out."""
+    part = ledger["dataset"].astype(str).str.contains(r"@(?:center_|p\d)").astype(bool)
+    return ledger[(ledger["test_set"] == ledger["dataset"]) & ~part]
+
+
+def whole_models(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the ledger's rows of models of Table 3: no variants, and not the ladder's reconstruction."""
+    model = ledger["model"].astype(str)
+    return ledger[~model.str.contains("+", regex=False) & (model != "ultraseg_108k_st")]
+
+
 def summarize_runs(ledger: pd.DataFrame) -> pd.DataFrame:
     """Average each run over the images of its own test set: a row a run.
 
@@ -27,7 +39,7 @@ def summarize_runs(ledger: pd.DataFrame) -> pd.DataFrame:
     released definition), hd95 (px, misses count as the image diagonal), miss_rate (share of images
     with a polyp of which no pixel was found).
     """
-    own = ledger[ledger["test_set"] == ledger["dataset"]]
+    own = own_scores(ledger)
     missed = (own["area"] > 0) & ~own["detected"].astype(bool)
     grouped = own.assign(missed=missed, has_polyp=own["area"] > 0).groupby(RUN_KEYS, sort=False)
     runs = grouped.agg(
@@ -64,7 +76,7 @@ def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
     images), batch_pooled_dice (compare this one with paper_dice), hd95, miss_rate, paper_dice.
     """
     runs = summarize_runs(ledger)
-    own = ledger[ledger["test_set"] == ledger["dataset"]]
+    own = own_scores(ledger)
     intervals = [
         (*keys, *bootstrap_interval(_seeds_by_images(group))[1:])
         for keys, group in own.groupby(GROUP_KEYS, sort=False)
@@ -110,6 +122,37 @@ def paired_table(ledger: pd.DataFrame) -> pd.DataFrame:
         rows.append((model_title(a), model_title(b), *test))
     table = pd.DataFrame(rows, columns=["model_a", "model_b", "difference", "low", "high", "p"])
     return table.assign(p_holm=holm(table.pop("p")))
+
+
+def _settings_of(own: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
+    """Return, by recipe, protocol and epochs, the Dice (seeds, images) of one model on one dataset."""
+    return {
+        keys: group.pivot(index="seed", columns="image_id", values="dice")
+        for keys, group in own.groupby(["recipe", "protocol", "epochs"], sort=True)
+    }
+
+
+def choices_table(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Compare the same model on the same test images under two ways of training or picking the epoch.
+
+    Columns: dataset, model, title, changed ("recipe", "protocol", "epochs" or several), a and b (the
+    two settings), dice_a, dice_b, seeds, difference (a - b), low and high (95 % bootstrap), p_holm.
+    """
+    rows = []
+    for (dataset, model), group in own_scores(ledger).groupby(["dataset", "model"], sort=False):
+        for (a, dice_a), (b, dice_b) in combinations(reversed(_settings_of(group).items()), 2):
+            seeds = dice_a.index.intersection(dice_b.index)
+            if len(seeds):
+                pair = dice_a.loc[seeds].to_numpy(), dice_b.loc[seeds, dice_a.columns].to_numpy()
+                names = ("recipe", "protocol", "epochs")
+                changed = ", ".join(n for n, x, y in zip(names, a, b, strict=True) if x != y)
+                said = (f"{x[0]}, {x[1]}, {x[2]} epochs" for x in (a, b))
+                means = (each.mean() for each in pair)
+                keys = (dataset, model, model_title(model), changed)
+                rows.append((*keys, *said, *means, len(seeds), *paired_test(*pair)))
+    columns = ["dataset", "model", "title", "changed", "a", "b", "dice_a", "dice_b", "seeds"]
+    table = pd.DataFrame(rows, columns=[*columns, "difference", "low", "high", "p"])
+    return table.assign(p_holm=holm(table.pop("p")) if rows else [])
 
 
 def format_main_table(table: pd.DataFrame) -> pd.DataFrame:

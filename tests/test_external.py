@@ -1,0 +1,85 @@
+"""Training on everything against one set: what is compared, and what the paper's column may say."""
+
+import pandas as pd
+import pytest
+
+from tests.ledgers import rows
+from ultraseg_lib.data.splits import MIXED
+from ultraseg_lib.report import external
+
+LOW, HIGH = [0.2, 0.4, 0.6, 0.4] * 5, [0.4, 0.6, 0.8, 0.6] * 5
+
+
+@pytest.fixture
+def ledger() -> pd.DataFrame:
+    parts = [
+        rows("ultraseg_130k", "mixed", "kvasir_seg", HIGH),
+        rows("ultraseg_130k", "mixed", "polypgen", LOW),
+        rows("ultraseg_130k", "mixed", "etis_larib", HIGH),
+        rows("ultraseg_130k", "kvasir_seg", "etis_larib", LOW),
+        rows("ultraseg_130k", "kvasir_seg", "kvasir_seg", HIGH),
+        rows("ultraseg_130k", "mixed@p25", "etis_larib", LOW, epochs=48),
+    ]
+    return external.by_tested(pd.concat(parts, ignore_index=True))
+
+
+def test_the_parts_of_the_mixed_set_are_tested_as_one(ledger):
+    scores = external.score_table(ledger).set_index(["dataset", "tested"])
+    assert scores.loc[("mixed", "mixed"), "images"] == 40
+    assert scores.loc[("mixed", "mixed"), "dice"] == pytest.approx(0.5)
+    assert scores.loc[("kvasir_seg", "kvasir_seg"), "images"] == 20
+    assert scores.loc[("mixed", "etis_larib"), "miss_rate"] == 0
+
+
+def test_the_papers_mixed_number_stands_only_beside_all_of_its_sets(ledger):
+    scores = external.score_table(ledger)
+    few = external.joint_table(scores, ["kvasir_seg", "polypgen"]).set_index("tested")
+    assert few.loc["mixed", "paper_dice"] != few.loc["mixed", "paper_dice"]  # NaN
+    assert few.loc["etis_larib", "paper_dice"] == 0.6821
+    all_four = external.joint_table(scores, MIXED).set_index("tested")
+    assert all_four.loc["mixed", "paper_dice"] == 0.8038
+    assert "–" in external.format_scores(few.reset_index())["paper's Dice"].tolist()
+
+
+def test_everything_is_compared_with_one_set_on_unseen_images_only(ledger):
+    against = external.joint_against_single(ledger)
+    assert len(against) == 1
+    row = against.iloc[0]
+    assert (row["joint"], row["single"], row["tested"]) == ("mixed", "kvasir_seg", "etis_larib")
+    assert row["difference"] == pytest.approx(0.2)
+    assert external.joint_against_single(ledger[ledger["dataset"] == "mixed"]).empty
+
+
+def test_shares_run_from_the_smallest_to_all(ledger):
+    shares = external.share_table(ledger)
+    etis = shares[shares["tested"] == "etis_larib"]
+    assert etis["share"].tolist() == [25, 100]
+    assert etis["dice"].tolist() == pytest.approx([0.4, 0.6])
+    assert external.share_table(ledger[ledger["dataset"] == "mixed"]).empty
+
+
+def test_figures_have_a_panel_a_test_set(ledger):
+    scores = external.score_table(ledger)
+    joint = external.joint_table(scores, MIXED)
+    assert len(external.plot_joint(joint).axes) == 2
+    assert len(external.plot_shares(external.share_table(ledger)).axes) == 2
+    labels = external.plot_training_sets(scores, "etis_larib").axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == [
+        "Kvasir-SEG: UltraSeg-130K",
+        "Mixed set: UltraSeg-130K",
+    ]
+    by_center = external.score_table(ledger, ["center"])
+    assert len(external.plot_centers(by_center[by_center["tested"] == "etis_larib"]).axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "title"),
+    [
+        ("mixed@p25", "Mixed set, 25 %"),
+        ("polypgen@center_C3", "PolypGen, center C3"),
+        ("cvc_clinicdb@sequence", "CVC-ClinicDB, sequence"),
+        ("etis_larib", "ETIS-Larib"),
+    ],
+)
+def test_training_sets_have_titles(dataset, title):
+    assert external.training_title(dataset).startswith(title)
