@@ -363,6 +363,7 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     distilled = clean[clean["variant"].isin(TAUGHT)]
     if distilled.empty:
         return distilled.assign(val_dice=[], difference=[])
+    clean = clean[clean["seed"].isin(distilled["seed"])]  # others have nothing to be compared with
     wanted = distilled[[*SETTING, "student"]].drop_duplicates()
     teachers = wanted[SETTING].drop_duplicates().assign(student=teacher)
     clean = clean.merge(pd.concat([teachers, wanted]).drop_duplicates())

@@ -1,15 +1,16 @@
 """What training on several sets buys on images that were never trained on (section 4.7, Table 6)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.paths import PAPER
-from ultraseg_lib.report.figures import PALETTE, dataset_title
+from ultraseg_lib.report.figures import GENERATED, PALETTE
 from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
 from ultraseg_lib.study import WHOLE_TEST_SETS
 from ultraseg_lib.variants import model_title
@@ -33,12 +34,15 @@ def is_share(ledger: pd.DataFrame) -> pd.Series:
 def training_title(dataset: str) -> str:
     """Return the title of a training set with its selection: "Mixed set, 25 %", "PolypGen, C3"."""
     name, _, selection = dataset.partition("@")
-    if not selection:
-        return dataset_title(name)
     share = re.fullmatch(r"p(\d+)", selection)
-    words = f"{share[1]} %" if share else selection.removeprefix("center_")
-    words = f"center {words}" if selection.startswith("center_") else words
-    return f"{dataset_title(name).partition(' (')[0]}, {words}"
+    words = f"{share[1]} %" if share else selection.replace("center_", "center ")
+    return f"{dataset_title(name)}, {words}" if words else dataset_title(name)
+
+
+def _say_generated(figure: Figure, names: Iterable[str]) -> None:
+    """Write over a figure of generated images that they are."""
+    if any(name.startswith("synthetic") for name in names):
+        figure.suptitle(GENERATED)
 
 
 def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
@@ -178,6 +182,7 @@ def plot_joint(table: pd.DataFrame) -> Figure:
         axes.plot(part["paper_dice"], order, "D", ms=12, mfc="none", mec="black", mew=2.5)
         unseen = "unseen" if name in WHOLE_TEST_SETS else "test part"
         axes.set(title=f"{training_title(name)}\n{unseen}", xlim=(0, 1), xlabel="Dice")
+    _say_generated(figure, tested)
     return figure
 
 
@@ -200,6 +205,7 @@ def plot_training_sets(scores: pd.DataFrame, tested: str) -> Figure:
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="Dice, mean over unseen images")
     axes.set(ylim=(-0.5, len(names) - 0.5))
     axes.set_title(f"tested on {training_title(tested)}")
+    _say_generated(figure, [tested])
     return figure
 
 
@@ -218,6 +224,7 @@ def plot_centers(table: pd.DataFrame) -> Figure:
     axes.set(xlabel="Dice, mean over images", xlim=(0, 1))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_title(f"tested on {training_title(table['tested'].iloc[0])}")
+    _say_generated(figure, table["tested"])
     return figure
 
 
@@ -230,7 +237,8 @@ def plot_shares(table: pd.DataFrame) -> Figure:
     for axes, name in zip(panels[0], tested, strict=True):
         part = table[table["tested"] == name]
         for place, (title, line) in enumerate(part.groupby("title", sort=False)):
-            axes.errorbar(line["share"], line["dice"], yerr=_bars(line), fmt=f"{MARKERS[place]}-",
+            shift = 1.06**place  # so that error bars do not hide each other
+            axes.errorbar(line["share"] * shift, line["dice"], yerr=_bars(line), fmt=f"{MARKERS[place]}-",
                           ms=12, lw=3, capsize=6, color=PALETTE[place], label=title)  # fmt: skip
         ticks = sorted(set(table["share"]))
         axes.set_xscale("log")
@@ -239,4 +247,5 @@ def plot_shares(table: pd.DataFrame) -> Figure:
         axes.set(xlabel="share of the training images (%)", title=training_title(name))
     panels[0, 0].set_ylabel("Dice, mean over images")
     panels[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    _say_generated(figure, tested)
     return figure
