@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from ultraseg_lib import study
+from ultraseg_lib import study, training
 from ultraseg_lib.models import create_model
 from ultraseg_lib.training import RECIPES, Trainer, predict_probs, train_step
 
 TINY = """
 import sys
 from dataclasses import replace
-from ultraseg_lib import study
+from ultraseg_lib import study, training
 torch_threads = __import__("torch").set_num_threads(1)
 plan = replace(study.load_profile("demo", epochs=6), image_size=32, generated={"count": 40, "seed": 1})
 study.run_once(study.Run("demo", sys.argv[1], "synthetic", "strong", "clean", 6, 0), plan)
@@ -122,3 +122,19 @@ def test_probability_maps_keep_the_decision_at_one_half():
     maps = predict_probs(Fixed(), np.zeros((3, 2, 2, 3), np.uint8))
     assert (maps.reshape(3, 4) >= 128).tolist() == [[False, True, True, True]] * 3
     assert maps.max() == 255
+
+
+@pytest.mark.slow
+def test_bfloat16_costs_no_dice(outputs, monkeypatch):
+    """Train one demo run in float32 and one as a GPU would, in bfloat16 by autocast."""
+    plan = study.load_profile("demo", models=["ultraseg_130k"], seeds=[0])
+    run = study.plan_runs(plan)[0]
+    dice = {}
+    for precision in (torch.float32, torch.bfloat16):
+        monkeypatch.setenv("ULTRASEG_OUTPUTS", str(outputs / str(precision)))
+        monkeypatch.setattr(training, "precision_for", lambda _, chosen=precision: chosen)
+        scores = study.run_once(run, plan)
+        dice[precision] = scores.groupby("test_set")["dice"].mean()
+    print(dice)
+    assert (dice[torch.float32] > 0.3).all()
+    assert (dice[torch.float32] - dice[torch.bfloat16]).max() < 0.04
