@@ -18,6 +18,7 @@ usage: ./run_all.sh [options]           set up once, then run the study
   --seeds 0,1       with these seeds        --epochs N       for so many epochs
   --recipe NAME     paper, strong           --protocol NAME  clean, released
   --jobs N          runs side by side (default: one a core)
+  --engine NAME     local (default: processes of this machine) or ray (the cluster at $RAY_ADDRESS)
   --test            pytest, then every notebook against its committed outputs
   --all             with --test: the slow tests too (browser, cluster, oracles)
   --help            this text
@@ -46,7 +47,7 @@ while [ $# -gt 0 ]; do
         export ULTRASEG_DATA
         shift
         ;;
-    --profile | --only | --from | --models | --datasets | --seeds | --epochs | --recipe | --protocol | --jobs)
+    --profile | --only | --from | --models | --datasets | --seeds | --epochs | --recipe | --protocol | --jobs | --engine)
         [ $# -ge 2 ] || fail "$1 needs a value; see --help"
         if [ "$1" = --profile ] && [ ! -f "ultraseg_lib/profiles/$2.yaml" ]; then
             fail "--profile: unknown $2; choose demo, lite or full"
