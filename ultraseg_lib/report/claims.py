@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import cv2
@@ -54,6 +54,7 @@ from ultraseg_lib.statistics import paired_test
 VERDICTS = {True: "holds", False: "fails", None: "cannot be tested here"}
 NOT_ASKED = "–"  # the paper's tables have no such number
 OURS = ("ultraseg_108k", "ultraseg_130k")
+AS_WRITTEN = "ultraseg_108k+edb_as_written"
 UNETS = ("unet_base", "unet_medium", "unet_light", "unet_small", "unet_tiny")
 EXTERNAL = ("etis_larib", "bkai_igh")
 SEVERAL_CENTERS = ("polypgen", "polypdb", "mixed")
@@ -66,6 +67,13 @@ CHECKS: dict[str, Check] = {}
 
 def _decides(check: Check) -> Check:
     CHECKS[check.__name__] = check
+    return check
+
+
+def _decides_alike(check: Check) -> Check:
+    """Register a check that asks no profile: it is done once."""
+    once = cache(lambda words: check(Evidence(""), json.loads(words)))
+    CHECKS[check.__name__] = lambda e, stated: once(json.dumps(stated))
     return check
 
 
@@ -87,23 +95,31 @@ class Evidence:
         columns = ["model", "backend", "threads", "median_ms"]
         rows = pd.DataFrame(_read_bench(self.profile), columns=columns)
         rows = rows[(rows["backend"] == "eager") & (rows["threads"] == 1)]
-        known = rows.assign(fps=1000 / rows["median_ms"])
-        return known.merge(self.sizes[["model", "parameters"]], on="model")
-
-    @cached_property
-    def sizes(self) -> pd.DataFrame:
-        """Return the counts of every model of the registry (see `ablation.sizes`)."""
-        return sizes(MODELS)
+        counts = rows["model"].map(_parameters())
+        return rows.assign(fps=1000 / rows["median_ms"], parameters=counts)
 
     def parameters(self, model: str) -> int:
         """Return how many parameters a model has, all counted."""
-        return int(self.sizes.set_index("model").loc[model, "parameters"])
+        return _parameters()[model]
 
     @property
     def nothing(self) -> Finding:
         """Return the finding where no run on real images can decide."""
         reason = "no such run on real images" if len(self.ledger) else "generated images only"
         return Finding(None, f"{reason} in the {self.profile} ledger")
+
+
+@cache
+def _parameters() -> dict[str, int]:
+    with torch.device("meta"):  # shapes are enough to count
+        return {name: count_parameters(create_model(name)) for name in MODELS}
+
+
+@cache
+def _counts() -> pd.DataFrame:
+    """Return `ablation.sizes` of the models whose operations a claim speaks of, by name."""
+    names = ("lbunet", "ultraseg_108k_st", "ultraseg_108k", "ultraseg_130k", AS_WRITTEN)
+    return sizes(names).set_index("model")
 
 
 def _read_bench(profile: str) -> list[dict[str, Any]]:
@@ -185,7 +201,7 @@ def student_is_300_times_smaller(e: Evidence, stated: dict[str, Any]) -> Finding
 
 @_decides
 def flops_do_not_grow(e: Evidence, stated: dict[str, Any]) -> Finding:
-    macs = e.sizes.set_index("model")["macs"]
+    macs = _counts()["macs"]
     growth = macs["ultraseg_130k"] / macs["lbunet"] - 1
     return Finding(bool(growth < stated["growth"]), f"{growth:+.0%}")
 
@@ -193,7 +209,7 @@ def flops_do_not_grow(e: Evidence, stated: dict[str, Any]) -> Finding:
 # --- architecture and targets ---------------------------------------------------------------------
 
 
-@_decides
+@_decides_alike
 def larger_field(e: Evidence, stated: dict[str, Any]) -> Finding:
     fields: dict[str, list[int]] = {"lbunet": [], "ultraseg_108k": []}
     with torch.random.fork_rng(devices=[]):
@@ -205,7 +221,7 @@ def larger_field(e: Evidence, stated: dict[str, Any]) -> Finding:
     return Finding(larger, text)
 
 
-@_decides
+@_decides_alike
 def canny_is_fast(e: Evidence, stated: dict[str, Any]) -> Finding:
     rng, tried = np.random.default_rng(0), stated["masks"] // 10
     places = rng.integers(60, 190, (tried, 2)).tolist()
@@ -226,25 +242,26 @@ def two_edbs_have_50k(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 @_decides
 def edbs_save_flops(e: Evidence, stated: dict[str, Any]) -> Finding:
-    flops = e.sizes.set_index("model")["as_paper_flops"]
+    flops = _counts()["as_paper_flops"]
     saved = flops["ultraseg_108k_st"] - flops["ultraseg_108k"]
     return Finding(round(saved, -7) == stated["flops"], f"{saved / 1e9:.3f} G")
 
 
 @_decides
 def edb_is_depthwise(e: Evidence, stated: dict[str, Any]) -> Finding:
-    counts = sizes(["ultraseg_108k+edb_as_written", "ultraseg_108k"])["as_paper_parameters"]
-    text = f"{counts[0]:,} so built, {counts[1]:,} as released, by the paper's count"
-    return Finding(bool(abs(counts[0] / stated["parameters"] - 1) < 0.01), text)
+    counts = _counts()["as_paper_parameters"]
+    built, released = counts[AS_WRITTEN], counts["ultraseg_108k"]
+    text = f"{built:,} so built, {released:,} as released, by the paper's count"
+    return Finding(bool(abs(built / stated["parameters"] - 1) < 0.01), text)
 
 
-@_decides
+@_decides_alike
 def two_edbs_see_13(e: Evidence, stated: dict[str, Any]) -> Finding:
     side = side_of(field_of(nn.Sequential(*(EnhancedDilatedBlock(48) for _ in range(2))), 48, 31))
     return Finding(side == stated["field"], f"{side} px")
 
 
-@_decides
+@_decides_alike
 def fifty_two_on_the_image(e: Evidence, stated: dict[str, Any]) -> Finding:
     model = create_model("ultraseg_108k")
     stages = (model.encoder1, model.encoder2, model.encoder3.conv, model.encoder3.context)
@@ -252,7 +269,7 @@ def fifty_two_on_the_image(e: Evidence, stated: dict[str, Any]) -> Finding:
     return Finding(side == stated["field"], f"{side} px")
 
 
-@_decides
+@_decides_alike
 def agf_upsamples(e: Evidence, stated: dict[str, Any]) -> Finding:
     shapes = capture_shapes(create_model("ultraseg_130k"), IMAGE_SIZE)
     stage3, stage4, fused = (shapes[name][0] for name in ("encoder3", "encoder4", "agf"))
@@ -664,7 +681,7 @@ def claims_table(profile: str) -> pd.DataFrame:
     """Decide every claim: by the paper's own tables, and by the evidence of a profile.
 
     Columns: id, section, claim, printed and ours (verdicts, see ``VERDICTS``), printed_evidence,
-    evidence, printed_criterion, criterion, notebook (file name), runs (of the ledger, by name).
+    evidence, printed_criterion, criterion, number and notebook (its file name), runs (of the ledger).
     Raises ValueError for an unknown profile.
     """
     study.load_profile(profile)  # raises for an unknown name
@@ -688,9 +705,17 @@ def _row(claim: dict[str, Any], evidence: Evidence, files: dict[int, str]) -> di
         "evidence": ours.evidence,
         "printed_criterion": claim.get("printed", ""),
         "criterion": claim.get("ours", ""),
+        "number": claim["notebook"],
         "notebook": files.get(claim["notebook"], ""),
         "runs": ", ".join(ours.runs),
     }
+
+
+def read_faults() -> pd.DataFrame:
+    """Return the gallery of ``data/paper/faults.yaml``: fault, effect, notebook (file name), test."""
+    faults = pd.DataFrame(yaml.safe_load((PAPER / "faults.yaml").read_text(encoding="utf-8")))
+    files = {number(path): path.name for path in find_notebooks()}
+    return faults.assign(notebook=faults["notebook"].map(files))
 
 
 def tally(table: pd.DataFrame) -> pd.DataFrame:
