@@ -1,4 +1,4 @@
-"""The command line: ``python -m ultraseg_lib check | data | models | study | run | predict``."""
+"""The command line: ``python -m ultraseg_lib check | data | study | run | predict | teach | …``."""
 
 import argparse
 import json
@@ -205,6 +205,7 @@ def command_run(args: argparse.Namespace) -> int:
         _forget(runs, profile)
     unfinished = _train(profile, runs, args.jobs, args.engine) if runs else {}
     minutes, failures = notebooks.run_notebooks(plan, profile)
+    notebooks.save_minutes(minutes, profile)
     print(notebooks.summary(minutes, failures, profile))
     return int(bool(unfinished or failures))
 
