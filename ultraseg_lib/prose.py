@@ -60,7 +60,7 @@ def index_of_notebooks() -> str:
 
 def readme_notebooks() -> str:
     """Return the table of notebooks of the README, with the minutes of the committed timings."""
-    timings = ROOT / "outputs" / "reference" / "minutes.csv"
+    timings = ROOT / "outputs" / "reference" / "demo_minutes.csv"
     minutes: dict[str, float] = {}
     if timings.exists():
         minutes = pd.read_csv(timings, index_col="notebook")["minutes"].to_dict()

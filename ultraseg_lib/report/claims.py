@@ -50,6 +50,7 @@ from ultraseg_lib.report.figures import PALETTE, dataset_title
 from ultraseg_lib.report.printed import Finding
 from ultraseg_lib.report.tables import GROUP_KEYS, main_table, paper_table3
 from ultraseg_lib.statistics import paired_test
+from ultraseg_lib.variants import model_title
 
 VERDICTS = {True: "holds", False: "fails", None: "cannot be tested here"}
 NOT_ASKED = "–"  # the paper's tables have no such number
@@ -375,7 +376,7 @@ def _compared(e: Evidence, pairs: list[tuple[str, str]], datasets: Sequence[str]
     """Return `ablation.compare` on real images with a name a row, in some datasets (default: all)."""
     table = compare(e.ledger, pairs)
     table = table[table["dataset"].isin(datasets)] if datasets else table
-    named = [f"{row.title} − {MODELS[row.baseline].title}, {dataset_title(row.dataset)},"
+    named = [f"{row.title} − {model_title(row.baseline)}, {dataset_title(row.dataset)},"
              f" {row.recipe} {row.protocol} e{row.epochs}:" for row in table.itertuples()]  # fmt: skip
     return table.assign(name=named)
 
