@@ -8,6 +8,7 @@ import papermill
 import pytest
 
 from ultraseg_lib import teaching
+from ultraseg_lib.__main__ import main
 from ultraseg_lib.notebooks import find_notebooks
 from ultraseg_lib.paths import NOTEBOOKS
 
@@ -103,6 +104,14 @@ def test_work_in_the_copies_is_not_written_over(copies):
     teaching.write_copies(force=True)
     assert "answer_1 = 3" not in mine.read_text()
     teaching.write_copies()  # untouched copies may be written again
+
+
+def test_the_command_says_where_the_copies_are_and_refuses_in_one_line(outputs, capsys):
+    assert main(["teach"]) == 0
+    assert str(outputs / "teaching" / "student") in capsys.readouterr().out
+    (outputs / "teaching" / "student" / "notes.md").write_text("mine")
+    assert main(["teach"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_a_broken_exercise_is_named_and_leaves_the_copies_as_they_were(

@@ -5,6 +5,7 @@ A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. `refre
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,7 @@ BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NEXT = re.compile(r"## Next\n.*", re.DOTALL)
 
 
+@cache  # refreshing changes no opening
 def _opening(notebook: Path) -> str:
     return nbformat.read(notebook, as_version=4)["cells"][0]["source"]
 

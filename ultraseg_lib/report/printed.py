@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report.ablation import LADDER, paper_table5
 
@@ -62,7 +63,8 @@ def _small(limit: float) -> list[str]:
 
 
 def _says(differences: pd.Series) -> str:
-    return ", ".join(f"{name} {value:+.4f}" for name, value in differences.items())
+    names = [dataset_title(name) if name in catalog() else name for name in differences.index]
+    return ", ".join(f"{n} {value:+.4f}" for n, value in zip(names, differences, strict=True))
 
 
 # --- size and speed -------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def beats_lbunet(stated: dict[str, Any]) -> Finding:
 @_decides
 def dice_falls_with_size(stated: dict[str, Any]) -> Finding:
     means = _dice("avg")[UNETS]
-    return Finding(means.is_monotonic_decreasing, " > ".join(map(str, means)))
+    return Finding(means.is_monotonic_decreasing, " > ".join(map("{:.4f}".format, means)))
 
 
 @_decides
