@@ -1,14 +1,12 @@
-"""The committed results are what they say: in the README, in the ledger, and from the weights."""
+"""The committed results are what they say: in the ledger, and from the weights."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from ultraseg_lib import metrics, study
 from ultraseg_lib.data.splits import committed_hash
 from ultraseg_lib.models import create_model
 from ultraseg_lib.paths import ROOT
-from ultraseg_lib.report import tables
 from ultraseg_lib.training import predict_probs
 
 
@@ -21,17 +19,6 @@ def own_outputs(monkeypatch):
 def committed() -> list[study.Run]:
     paths = sorted((ROOT / "outputs" / "reference" / "runs").glob("*/scores.csv"))
     return [run for run in study.finished_runs("reference") if run.folder / "scores.csv" in paths]
-
-
-def test_the_readme_quotes_the_ledger():
-    readme = (ROOT / "README.md").read_text()
-    text = tables.format_main_table(tables.main_table(study.read_ledger("reference")))
-    for row in text.to_dict("records"):
-        low_high = f"{row['Dice ± sd']} ({row['95 % interval']})"
-        line = f"| {low_high} | {row['Dice per batch of 4']} | {row['paper']} |"
-        assert line in readme
-    paper = pd.read_csv(ROOT / "data/paper/table3_main.csv").set_index("model")["kvasir_seg_dice"]
-    assert f"has {paper['UNet-Base']} on Kvasir-SEG" in readme
 
 
 def test_each_run_was_made_with_the_committed_split():

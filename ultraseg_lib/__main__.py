@@ -1,4 +1,4 @@
-"""The command line: ``python -m ultraseg_lib check | data | models | study | run | predict``."""
+"""The command line: ``python -m ultraseg_lib check | data | study | run | predict | teach | …``."""
 
 import argparse
 import json
@@ -205,6 +205,7 @@ def command_run(args: argparse.Namespace) -> int:
         _forget(runs, profile)
     unfinished = _train(profile, runs, args.jobs, args.engine) if runs else {}
     minutes, failures = notebooks.run_notebooks(plan, profile)
+    notebooks.save_minutes(minutes, profile)
     print(notebooks.summary(minutes, failures, profile))
     return int(bool(unfinished or failures))
 
@@ -302,6 +303,25 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after N frames")
 
 
+def command_teach(args: argparse.Namespace) -> int:
+    """Write student, teacher and blank copies of the notebooks into outputs/teaching."""
+    from ultraseg_lib import teaching
+
+    folder = teaching.write_copies(args.force)
+    for kind, words in teaching.KINDS.items():
+        count = len(list((folder / kind).glob("*.ipynb")))
+        print(f"{kind:<8} {count} notebooks, {words}: {folder / kind}")
+    return 0
+
+
+def command_refresh(args: argparse.Namespace) -> int:
+    """Renew what is generated in prose: links and index of the notebooks, tables of the README."""
+    from ultraseg_lib.prose import refresh
+
+    print("\n".join(f"renewed {path}" for path in refresh()) or "nothing was out of date")
+    return 0
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs; reads every mask")
     actions = parser.add_subparsers(metavar="action")
@@ -343,6 +363,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(add("bench", command_bench))
     _add_export(add("export", command_export))
     _add_predict(add("predict", command_predict))
+    teach = add("teach", command_teach)
+    teach.add_argument("--force", action="store_true", help="write over copies that were worked in")
+    add("refresh", command_refresh)
     return parser
 
 

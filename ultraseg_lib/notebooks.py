@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import papermill
 from papermill.inspection import inspect_notebook
 from tqdm.auto import tqdm
@@ -113,6 +114,15 @@ def run_notebooks(
             failures[execution.name] = str(error).strip().splitlines()[-1]
             print(f"{execution.name}: failed: {failures[execution.name]}", file=sys.stderr)
     return minutes, failures
+
+
+def save_minutes(minutes: dict[str, float], profile: Profile) -> None:
+    """Keep what each notebook took in ``outputs/<profile>/minutes.csv``; others' rows stay."""
+    path = outputs_dir(profile.name) / "minutes.csv"
+    known = pd.read_csv(path, index_col="notebook")["minutes"].to_dict() if path.exists() else {}
+    table = pd.Series(known | {name: round(value, 2) for name, value in minutes.items()})
+    with whole_file(path) as temporary:
+        table.sort_index().rename_axis("notebook").rename("minutes").to_csv(temporary)
 
 
 def summary(minutes: dict[str, float], failures: dict[str, str], profile: Profile) -> str:

@@ -1,0 +1,147 @@
+"""What is generated in prose: links between notebooks, the index, the tables of the README.
+
+A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. `refresh` renews all.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from ultraseg_lib import study
+from ultraseg_lib.notebooks import find_notebooks
+from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT, write_text
+from ultraseg_lib.report import tables
+
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NEXT = re.compile(r"## Next\n.*", re.DOTALL)
+
+
+@cache  # refreshing changes no opening
+def _opening(notebook: Path) -> str:
+    return nbformat.read(notebook, as_version=4)["cells"][0]["source"]
+
+
+def _title(notebook: Path) -> str:
+    return _opening(notebook).splitlines()[0].removeprefix("# ")
+
+
+def _question(notebook: Path) -> str:
+    found = re.search(r"\*\*Question\.\*\* (.+)", _opening(notebook))
+    if found is None:
+        raise ValueError(f"{notebook.name}: its first cell has no line that begins **Question.**")
+    return found[1].strip()
+
+
+def _links(notebook: Path) -> str:
+    """Return the line that ends a notebook: the previous one, the next with its question, the index."""
+    all_of_them = find_notebooks()
+    place = all_of_them.index(notebook)
+    lines = []
+    if place + 1 < len(all_of_them):
+        after = all_of_them[place + 1]
+        lines.append(f"Next: [{_title(after)}]({after.name}) – {_question(after)}")
+    if place:
+        before = all_of_them[place - 1]
+        index = all_of_them[0]
+        lines.append(f"Back: [{_title(before)}]({before.name}) · all: [{_title(index)}]({index.name})")  # fmt: skip
+    return "\n\n".join(lines)
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+def index_of_notebooks() -> str:
+    """Return a table of the notebooks with their questions, for the index."""
+    lines = [f"| [{_title(path)}]({path.name}) | {_question(path)} |" for path in find_notebooks()]
+    return "\n".join(["| notebook | question |", "|---|---|", *lines])
+
+
+def readme_notebooks() -> str:
+    """Return the table of notebooks of the README, with the minutes of the committed timings."""
+    timings = ROOT / "outputs" / "reference" / "demo_minutes.csv"
+    minutes: dict[str, float] = {}
+    if timings.exists():
+        minutes = pd.read_csv(timings, index_col="notebook")["minutes"].to_dict()
+    lines = []
+    for path in find_notebooks():
+        told = [value for name, value in minutes.items() if name.startswith(path.stem)]
+        cell = f"{sum(told):.1f}" if told else "–"
+        lines.append(f"| [{path.stem}](notebooks/{path.name}) | {_question(path)} | {cell} |")
+    return "\n".join(["| notebook | question | minutes in the demo |", "|---|---|---|", *lines])
+
+
+def readme_results() -> str:
+    """Return the results on real images beside the paper's, from the committed ledger."""
+    levels = tables.main_table(study.read_ledger("reference"))
+    shown = tables.format_main_table(levels)
+    shown["setting"] = [f"{r}, {e}, {p}" for r, e, p in
+                        zip(shown["recipe"], shown["epochs"], shown["protocol"], strict=True)]  # fmt: skip
+    shown["Dice per image (95 % interval)"] = [
+        f"{dice} ({bounds})"
+        for dice, bounds in zip(shown["Dice ± sd"], shown["95 % interval"], strict=True)
+    ]
+    columns = ["dataset", "model", "setting", "seeds", "Dice per image (95 % interval)",
+               "Dice per batch of 4", "paper"]  # fmt: skip
+    head = ["| " + " | ".join(columns).replace("setting", "recipe, epochs, protocol") + " |"]
+    rows = ["| " + " | ".join(map(str, row)) + " |" for row in shown[columns].to_numpy()]
+    return "\n".join([*head, "|---" * len(columns) + "|", *rows, "", _base_line(levels)])
+
+
+def _base_line(levels: pd.DataFrame) -> str:
+    """Say what the paper prints for its large U-Net on the datasets of the table."""
+    printed = pd.read_csv(PAPER / "table3_main.csv", index_col="model").loc["UNet-Base"]
+    size = pd.read_csv(PAPER / "table1_complexity.csv", index_col="model")["params_m"]["UNet-Base"]
+    names = [name for name in levels["dataset"].unique() if f"{name}_dice" in printed]
+    cells = [f"{printed[f'{name}_dice']:.4f} on {tables.dataset_title(name)}" for name in names]
+    return f"The paper's UNet-Base ({size:g} M parameters) has {', '.join(cells)}."
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "index": index_of_notebooks,
+    "notebooks": readme_notebooks,
+    "results": readme_results,
+}
+
+
+def fill(text: str) -> str:
+    """Return a text with each of its generated blocks renewed; raise ValueError for an unknown one."""
+
+    def renew(found: re.Match) -> str:
+        if found[2] not in BLOCKS:
+            raise ValueError(f"no block {found[2]!r}; choose from {', '.join(BLOCKS)}")
+        return f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}"
+
+    return BLOCK.sub(renew, text)
+
+
+def _renewed_notebook(path: Path) -> str:
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            links = f"## Next\n\n{_links(path)}"
+            cell["source"] = NEXT.sub(lambda _, links=links: links, fill(cell["source"]))
+    return nbformat.writes(notebook) + "\n"
+
+
+def renewed() -> dict[Path, str]:
+    """Return what every file with generated prose should hold."""
+    files = {path: _renewed_notebook(path) for path in find_notebooks()}
+    texts = (ROOT / "README.md", NOTEBOOKS / "README.md")
+    return files | {path: fill(path.read_text(encoding="utf-8")) for path in texts}
+
+
+def stale() -> dict[Path, str]:
+    """Return the files whose generated prose is out of date, with what they should hold."""
+    return {path: text for path, text in renewed().items() if path.read_text("utf-8") != text}
+
+
+def refresh() -> list[Path]:
+    """Renew all generated prose; return the files that changed."""
+    changed = stale()
+    for path, text in changed.items():
+        write_text(path, text)
+    return list(changed)
