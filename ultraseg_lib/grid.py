@@ -34,8 +34,8 @@ AXES = ("recipes", "protocols", "datasets", "models", "seeds")  # seeds innermos
 class Profile:
     """One size of the study: ``profiles/<name>.yaml``.
 
-    The axes and ``epochs`` give the main grid. ``grids``: the others, by name, each a list of what
-    differs from the main one. ``tested``: datasets on which every run is scored beside its own test
+    The axes and ``epochs`` give the main grid. ``grids``: what else belongs to a grid, by its name,
+    each a list of what differs from the axes. ``tested``: datasets on which every run is scored beside its own test
     part. ``teacher``: the model that distillation learns from. ``generated``: count and seed of the
     generated images. ``frozen``: a record that is shown and never trained.
     """
@@ -179,7 +179,7 @@ def _product(profile: Profile, **changes: Any) -> list[Run]:
 def plan_runs(profile: Profile, grid: str = "main") -> list[Run]:
     """Return the runs of one grid; none where the profile does not have it."""
     _check_choice("grid", [grid], GRIDS)
-    parts = [{}] if grid == "main" else profile.grids.get(grid, [])
+    parts = [*([{}] if grid == "main" else []), *profile.grids.get(grid, [])]
     runs = [run for part in parts for run in _product(profile, **part)]
     return list(dict.fromkeys(runs))
 

@@ -29,25 +29,22 @@ KINDS = {
 WRITTEN = ".written.json"  # the hash of each copy as it was written
 
 
-def check(answer: Any, expected: Any, tolerance: float = 0.0, hint: str = "") -> bool:
-    """Say whether an answer is right, and return it; a hint helps where it is not.
+def check(answer: Any, expected: Any, tolerance: float = 0.0, hint: str = "") -> None:
+    """Print whether an answer is right; a hint helps where it is not.
 
     ``answer``: None while it is open. ``expected``: a number or an array, met within ``tolerance``
     in every value, or anything else, met exactly.
 
     >>> check(0.81, 0.8, tolerance=0.02)
     right
-    True
     >>> check(None, "b")
     no answer yet
-    False
     """
     if answer is None:
         print("no answer yet")
-        return False
+        return
     fault = _what_is_off(answer, expected, tolerance)
     print(f"not yet: {fault}{f'; {hint}' if hint else ''}" if fault else "right")
-    return not fault
 
 
 def _what_is_off(answer: Any, expected: Any, tolerance: float) -> str:
