@@ -138,12 +138,12 @@ def _panel(axes: Axes, cases: Cases, row: int, title: str | None, overlay: str) 
     prob = np.zeros_like(cases.frames.masks[row]) if title is None else cases.probs(title)[row]
     axes.imshow(OVERLAYS[overlay](image, prob, HALF, mask))
     axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def _blank(axes: Axes, words: str = "") -> None:
     axes.set_axis_off()
+    axes.set_box_aspect(1)
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
@@ -314,6 +314,7 @@ def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str, ti
         axes.errorbar(line["size"], line["dice"], bars, fmt=f"{MARKERS[place % 6]}-", ms=10, lw=3,
                       capsize=4, color=PALETTE[place], label=name)  # fmt: skip
     axes.axvline(SMALL, color="black", lw=1, ls=":")
+    axes.text(SMALL, 1.03, "small  ", ha="right", va="top", fontsize="small")
     axes.set(xscale="log", xlabel="polyp area (share of the image)", ylabel="Dice", title=title)
     axes.set_ylim(-0.03, 1.03)
     ticks = [t for t in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if t >= points["size"].min() / 2]
@@ -358,6 +359,7 @@ def show_boundary_errors(cases: Cases, rows: Sequence[int], title: str, limit: f
             shown = axes.scatter(x, y, c=errors[y, x], s=9, cmap="PuOr_r",
                                  norm=TwoSlopeNorm(0, -limit, limit))  # fmt: skip
             axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color="0.7")
             axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
         line[0].set_ylabel(describe(cases, row), fontsize="small")
     for axes, name in zip(grid[0], names, strict=True):
@@ -444,7 +446,9 @@ def plot_reliability(table: pd.DataFrame, title: str) -> Figure:
         top.plot(part["prob"], part["polyp"], label=f"{name}: {errors[name]:.3f}", **style)
         bottom.plot(part["prob"], 100 * part["pixels"] / part["pixels"].sum(), **style | {"ms": 7})
     top.set(ylabel="share that is polyp", xlim=(0, 1), ylim=(-0.02, 1.02), title=title)
-    bottom.set(yscale="log", xlabel="predicted probability of polyp", ylabel="pixels (%)")
+    bottom.set(yscale="log", yticks=(0.1, 1, 10, 100), yticklabels=("0.1", "1", "10", "100"))
+    bottom.minorticks_off()
+    bottom.set(xlabel="predicted probability of polyp", ylabel="pixels (%)")
     top.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small",
                title="calibration error", title_fontsize="small")  # fmt: skip
     return figure

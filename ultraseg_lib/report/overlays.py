@@ -14,10 +14,10 @@ from ultraseg_lib.report.figures import PRED, TRUTH
 Picture = NDArray[np.uint8]
 
 PANEL = 320  # px, the side of a painted panel
-HIT, EXTRA, LOST = "#f0e442", "#d55e00", "#56b4e9"  # told apart with any colour vision
+HIT, EXTRA, LOST = "#ffffff", "#d55e00", "#56b4e9"  # told apart with any colour vision
 LEGENDS = {  # overlay -> words and their colours
     "contour": {"truth": TRUTH, "prediction (dashes)": PRED},
-    "error map": {"found": HIT, "painted wrongly": EXTRA, "not found": LOST},
+    "error map": {"found (TP)": HIT, "painted wrongly (FP)": EXTRA, "not found (FN)": LOST},
     "probability": {"truth": TRUTH, "dark blue: P = 0, yellow: P = 1": "#ffea46"},
     "image only": {},
 }
@@ -71,7 +71,7 @@ def paint_errors(
         return paint_contour(image, prob, level, None)
     pred = prob >= level
     picture = enlarge(image).astype(np.float32)
-    kinds = ((pred & mask, HIT, 0.4), (pred & ~mask, EXTRA, 0.65), (mask & ~pred, LOST, 0.65))
+    kinds = ((pred & mask, HIT, 0.5), (pred & ~mask, EXTRA, 0.65), (mask & ~pred, LOST, 0.65))
     for where, colour, opacity in kinds:
         tint = enlarge(255 * where.astype(np.uint8))[..., None] / np.float32(255) * opacity
         picture += tint * (np.float32(rgb(colour)) - picture)
