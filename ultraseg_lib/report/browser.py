@@ -228,7 +228,7 @@ def _page(titles: list[str], panels: list[Picture]) -> tuple[Figure, Axes]:
     lines = -(-len(panels) // columns)
     height, width = TOP + lines * (PANEL + HEAD) + FOOT, columns * (PANEL + GAP)
     page = np.full((height, width, 3), 255, np.uint8)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for place, (title, panel) in enumerate(zip(titles, panels, strict=True)):
@@ -255,7 +255,7 @@ def _add_legend(axes: Axes, state: State) -> None:
 
 
 def _words_only(words: str) -> Figure:
-    figure = Figure(figsize=(8, 2), dpi=DPI)
+    figure = Figure(figsize=(8, 2), dpi=DPI, layout="none")
     figure.text(0.5, 0.5, words, ha="center", va="center", fontsize=14)
     return figure
 

@@ -108,6 +108,19 @@ def load_cases(test_set: str, runs: Iterable[Run], profile: Profile) -> Cases:
     return Cases(test_set, frames, titles, scores, read_maps)
 
 
+def load_available(
+    test_sets: Iterable[str], runs: Iterable[Run], profile: Profile
+) -> tuple[dict[str, Cases], dict[str, str]]:
+    """Return the cases of those test sets whose images are there, and the reason for each other."""
+    runs, found, missing = list(runs), {}, {}
+    for name in test_sets:
+        try:
+            found[name] = load_cases(name, runs, profile)
+        except FileNotFoundError as error:
+            missing[name] = str(error)
+    return found, missing
+
+
 def _scores_on(run: Run, test_set: str, frames: Frames) -> pd.DataFrame:
     table = study.read_scores(run)
     table = table[table["test_set"] == test_set].reset_index(drop=True)

@@ -31,6 +31,7 @@ LARGE = "unet_base"
 SETTING = ("dataset", "recipe", "protocol", "epochs", "seed")
 SMALL = 0.05  # share of the image below which a polyp counts as small
 MARKERS = "osD^vP"
+PICTURE_DPI = 64  # pages of pictures: notebooks stay small, files are saved larger
 
 
 # --- which runs, which images -----------------------------------------------------------------
@@ -40,6 +41,21 @@ def wanted_models(profile: Profile) -> list[str]:
     """Return the models of Fig. 3, smallest first; the profile's teacher where UNet-Base is too large for it."""
     large = LARGE if LARGE in profile.models else profile.teacher
     return [*FIGURE_MODELS, large or LARGE]
+
+
+def pick_test_sets(scored: dict[str, list[Run]], profile: Profile, first: str = "") -> list[str]:
+    """Return the test sets of a ledger, the one to look at first in front.
+
+    ``first``: its name; empty for the first of the profile's datasets that has a run. Raises
+    ValueError where nothing, or not this one, is scored.
+    """
+    if not scored or (first and first not in scored):
+        raise ValueError(
+            f"test_set: no finished run is scored on {first or 'anything'}; scored are"
+            f" {', '.join(scored) or 'none'}; do ./run_all.sh --profile {profile.name} first"
+        )
+    order = [first, *profile.datasets, *profile.tested, *scored]
+    return [name for name in dict.fromkeys(order) if name in scored]
 
 
 def pick_runs(runs: Iterable[Run], profile: Profile, model: str) -> list[Run]:
@@ -98,7 +114,7 @@ def failure_rules(cases: Cases, model: str, other: str | None) -> dict[str, NDAr
     loss = cases.dice(other) - dice if other else np.zeros(len(cases))
     return {
         "worst Dice": ranked(polyp & found, dice),
-        "largest loss": ranked(loss > 0, -loss),
+        "largest loss": ranked(polyp & (loss > 0), -loss),
         "missed": ranked(polyp & ~found, -area),
         "false alarm": ranked(~polyp & (false_pixels > 0), -false_pixels),
         "multiple polyps": ranked(table["n_polyps"].to_numpy() > 1, dice),
@@ -127,6 +143,13 @@ def rule_table(
         row |= {f"Dice of {t}": cases.dice(t)[shown] if known else np.nan for t in titles}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def case_table(cases: Cases, rows: Sequence[int]) -> pd.DataFrame:
+    """Return a row a shown image: test_set, image_id, center, modality, and the Dice of each run."""
+    known = cases.frames.table.iloc[list(rows)][["image_id", "center", "modality"]]
+    known.insert(0, "test_set", cases.test_set)
+    return known.assign(**{f"Dice of {t}": cases.dice(t)[list(rows)] for t in cases.runs})
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -168,7 +191,11 @@ def show_comparison(cases: Cases, rows: Sequence[int], title: str) -> Figure:
     """Show Fig. 3: a line an image, a column a model, found, wrong and lost pixels tinted."""
     columns = ["input", "truth", *cases.runs]
     figure, grid = plt.subplots(
-        len(rows), len(columns), figsize=(2.5 * len(columns), 2.65 * len(rows) + 1.6), squeeze=False
+        len(rows),
+        len(columns),
+        figsize=(2.5 * len(columns), 2.65 * len(rows) + 1.6),
+        squeeze=False,
+        dpi=PICTURE_DPI,
     )
     for line, row in zip(grid, rows, strict=True):
         _panel(line[0], cases, row, None, "image only")
@@ -191,7 +218,11 @@ def show_failures(
     """Show Fig. 5: a column a rule, the image above the error map of each model in ``titles``."""
     lines = 1 + len(titles)
     figure, grid = plt.subplots(
-        lines, len(picked), figsize=(2.8 * len(picked), 3 * lines + 1.6), squeeze=False
+        lines,
+        len(picked),
+        figsize=(2.5 * len(picked), 2.7 * lines + 1.6),
+        squeeze=False,
+        dpi=PICTURE_DPI,
     )
     for column, (rule, row) in zip(grid.T, picked.items(), strict=True):
         column[0].set_title(rule)
@@ -218,7 +249,11 @@ def show_worst(cases: Cases, model: str, count: int = 25, columns: int = 5) -> F
     rows = np.argsort(cases.dice(model), kind="stable")[:count]
     lines = -(-len(rows) // columns)
     figure, grid = plt.subplots(
-        lines, columns, figsize=(2.8 * columns, 3.1 * lines + 1.6), squeeze=False
+        lines,
+        columns,
+        figsize=(2.4 * columns, 2.7 * lines + 1.6),
+        squeeze=False,
+        dpi=PICTURE_DPI,
     )
     for axes in grid.flat[len(rows) :]:
         _blank(axes)

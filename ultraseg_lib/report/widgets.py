@@ -72,7 +72,7 @@ class PredictionBrowser(w.VBox):
         self._make_review()
         super().__init__([*self._controls(), self._page(), self._review_row(), self._export_row()])
         self._connect()
-        self._show_ledger()
+        self._do(self._show_ledger)
 
     # --- the widgets ---
 
