@@ -207,7 +207,7 @@ def render(state: State, cases: Cases) -> Figure:
 def _panel_title(name: str, state: State, cases: Cases, row: int) -> str:
     model, _, rest = name.partition(", ")
     dice = f"Dice {cases.dice(name, state.threshold)[row]:.3f}" if state.truth else ""
-    return f"{model}\n{', '.join(word for word in (rest, dice) if word)}"
+    return f"{model}\n{', '.join(word for word in (rest, dice) if word)}".strip()
 
 
 def _panels(state: State, cases: Cases, row: int) -> list[Picture]:

@@ -106,7 +106,7 @@ class PredictionBrowser(w.VBox):
         self.truth = w.Button(description="show the truth")
         self.rating = w.ToggleButtons(
             options=[("–", 0), *((str(each), each) for each in range(1, 6))], description="rating",
-            style={"button_width": "36px"},
+            style={"button_width": "36px"}, layout={"width": "360px"},
         )  # fmt: skip
         self.note = w.Text(description="note", continuous_update=False, layout=WIDE,
                            placeholder="saved with the rating")  # fmt: skip
