@@ -36,13 +36,22 @@ def test_the_setting_with_the_most_models_is_picked():
     profile = study.load_profile("demo")
     few = [run("ultraseg_130k", seed=1), run("egeunet", seed=1), run("lbunet", seed=1)]
     many = [run("unet_small"), run("ultraseg_130k"), run("lbunet"), run("ultraseg_130k+kd10")]
-    picked = failures.pick_runs([*few, *many], profile, "ultraseg_130k")
+    picked = failures.pick_runs([*few, *many], profile, "ultraseg_130k", "synthetic")
     assert [each.model for each in picked] == ["lbunet", "ultraseg_130k", "unet_small"]
     assert {each.seed for each in picked} == {0}
     with pytest.raises(
         ValueError, match=r"model: no finished run of fastscnn .* --models fastscnn"
     ):
-        failures.pick_runs(many, profile, "fastscnn")
+        failures.pick_runs(many, profile, "fastscnn", "synthetic")
+
+
+def test_of_equal_settings_the_test_sets_own_is_picked():
+    profile = study.load_profile("demo")
+    runs = [run("ultraseg_130k", "cvc_clinicdb"), run("ultraseg_130k", "kvasir_seg")]
+    for name in ("kvasir_seg", "cvc_clinicdb"):
+        picked = failures.pick_runs(runs, profile, "ultraseg_130k", name)
+        assert [each.dataset for each in picked] == [name]
+    assert failures.pick_runs(runs, profile, "ultraseg_130k", "polypgen") == runs[:1]
 
 
 def test_test_sets_come_in_the_profiles_order_and_unknown_ones_are_refused():
@@ -115,7 +124,14 @@ def test_each_rule_shows_an_image_of_its_own(cases):
 
 
 def test_without_another_model_no_loss_is_told(cases):
-    assert len(failures.failure_rules(cases, A, None)["largest loss"]) == 0
+    rules = failures.failure_rules(cases, A, None)
+    assert set(failures.failure_rules(cases, A, B)) - set(rules) == {"largest loss"}
+
+
+def test_a_figure_tells_where_the_runs_were_trained_if_elsewhere(cases):
+    assert failures.figure_title(cases) == "Kvasir-SEG"
+    elsewhere = Cases("polypgen", cases.frames, cases.runs, cases.scores, cases.read_maps)
+    assert failures.figure_title(elsewhere) == "PolypGen\ntrained on Kvasir-SEG"
 
 
 # --- tables -------------------------------------------------------------------------------------

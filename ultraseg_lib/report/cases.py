@@ -56,6 +56,10 @@ class Cases:
         """Return the probability maps (N, S, S) of a run, 255 stands for 1."""
         return self._once("probs", title, lambda: self.read_maps(title))
 
+    def is_read(self, title: str) -> bool:
+        """Return whether the maps of a run are in memory."""
+        return ("probs", title) in self._kept
+
     def counts(self, title: str) -> Counts:
         """Return the pixel counts (256, N) of a run, a row a stored probability level."""
         maps = self.probs(title)

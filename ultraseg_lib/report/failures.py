@@ -58,10 +58,11 @@ def pick_test_sets(scored: dict[str, list[Run]], profile: Profile, first: str = 
     return [name for name in dict.fromkeys(order) if name in scored]
 
 
-def pick_runs(runs: Iterable[Run], profile: Profile, model: str) -> list[Run]:
+def pick_runs(runs: Iterable[Run], profile: Profile, model: str, test_set: str) -> list[Run]:
     """Return the runs of one setting that hold the most models of Fig. 3, ``model`` among them.
 
-    Settings with equally many: the first. Raises ValueError where ``model`` has no run.
+    Of settings with equally many, the one that was trained on ``test_set``'s own training part,
+    else the first. Raises ValueError where ``model`` has no run.
     """
     wanted = [*dict.fromkeys((*wanted_models(profile), LARGE, model))]
     settings: dict[tuple, dict[str, Run]] = {}
@@ -75,7 +76,7 @@ def pick_runs(runs: Iterable[Run], profile: Profile, model: str) -> list[Run]:
             f"model: no finished run of {model} is scored here; do"
             f" ./run_all.sh --profile {profile.name} --models {model} first"
         )
-    largest = max(held, key=len)
+    largest = max(held, key=lambda group: (len(group), group[model].dataset == test_set))
     return [largest[name] for name in wanted if name in largest]
 
 
@@ -100,7 +101,7 @@ def spread_rows(cases: Cases, count: int) -> list[int]:
 def failure_rules(cases: Cases, model: str, other: str | None) -> dict[str, NDArray[np.int64]]:
     """Return the images that each rule of Fig. 5 names, the gravest first.
 
-    ``model`` and ``other`` are titles of ``cases``; without another, no loss against it is told.
+    ``model`` and ``other`` are titles of ``cases``; without another there is no loss against it.
     """
     table, dice = cases.scores[model], cases.dice(model)
     area, polyp = table["area"].to_numpy(), table["area"].to_numpy() > 0
@@ -111,10 +112,11 @@ def failure_rules(cases: Cases, model: str, other: str | None) -> dict[str, NDAr
         rows = np.flatnonzero(where)
         return rows[np.argsort(by[rows], kind="stable")]
 
-    loss = cases.dice(other) - dice if other else np.zeros(len(cases))
-    return {
-        "worst Dice": ranked(polyp & found, dice),
-        "largest loss": ranked(polyp & (loss > 0), -loss),
+    rules = {"worst Dice": ranked(polyp & found, dice)}
+    if other:
+        loss = cases.dice(other) - dice
+        rules["largest loss"] = ranked(polyp & (loss > 0), -loss)
+    return rules | {
         "missed": ranked(polyp & ~found, -area),
         "false alarm": ranked(~polyp & (false_pixels > 0), -false_pixels),
         "multiple polyps": ranked(table["n_polyps"].to_numpy() > 1, dice),
@@ -150,6 +152,14 @@ def case_table(cases: Cases, rows: Sequence[int]) -> pd.DataFrame:
     known = cases.frames.table.iloc[list(rows)][["image_id", "center", "modality"]]
     known.insert(0, "test_set", cases.test_set)
     return known.assign(**{f"Dice of {t}": cases.dice(t)[list(rows)] for t in cases.runs})
+
+
+def figure_title(cases: Cases) -> str:
+    """Name the test set, and what the runs were trained on where that is another dataset."""
+    title = dataset_title(cases.test_set)
+    trained = [run.dataset for run in cases.runs.values() if run.dataset != cases.test_set]
+    others = ", ".join(dict.fromkeys(dataset_title(name).partition(" (")[0] for name in trained))
+    return f"{title}\ntrained on {others}" if others else title
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -263,7 +273,7 @@ def show_worst(cases: Cases, model: str, count: int = 25, columns: int = 5) -> F
         axes.set_title(f"{cases.dice(model)[row]:.2f}  {words}", fontsize="small")
     _legend(figure, "contour")
     figure.suptitle(f"{model}: the {len(rows)} lowest Dice of {len(cases)}\n"
-                    f"{dataset_title(cases.test_set)}")  # fmt: skip
+                    f"{figure_title(cases)}")  # fmt: skip
     return figure
 
 

@@ -251,6 +251,8 @@ class PredictionBrowser(w.VBox):
 
     def _draw(self) -> None:
         state, cases = self.state, self.cases
+        if not all(map(cases.is_read, state.models)):  # made from the weights, where none are kept
+            self.status.value = "reading probability maps …"
         self.picture.value = to_png(browser.render(state, cases))
         known = [[key, value] for key, value in browser.facts(state, cases).items()]
         shown = _table([], known)
