@@ -285,6 +285,27 @@ def test_widgets_answer_to_every_choice(shell):
     assert shell.position.value == 1
 
 
+def test_a_moved_threshold_keeps_the_case_and_finds_its_new_place(shell):
+    shell.sort.value, shell.position.value = "Dice", 10
+    row = browser.shown_row(shell.state, shell.cases)
+    places = set()
+    for threshold in (0.2, 0.8, 0.9, 0.5):
+        shell.threshold.value = threshold
+        assert browser.shown_row(shell.state, shell.cases) == row
+        assert shell.position.max == len(shell.cases)
+        places.add(shell.position.value)
+    assert len(places) > 1  # it moved, the case did not
+
+
+def test_a_filter_that_depends_on_the_threshold_sets_the_number_of_cases(shell):
+    shell.test_set.value, shell.model.value = "synthetic_unseen", "UltraSeg-108K"
+    shell.keep.value = "missed"
+    few = shell.position.max
+    shell.threshold.value = 0.95
+    missed = browser.select(shell.state, shell.cases)
+    assert shell.position.max == len(missed) > few
+
+
 def test_the_shell_shows_the_ledgers_numbers(shell):
     shell.sort.value = "Dice"
     run = shell.cases.runs[shell.model.value]

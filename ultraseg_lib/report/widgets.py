@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as w
+import numpy as np
 import pandas as pd
 
 from ultraseg_lib import study
@@ -105,8 +106,8 @@ class PredictionBrowser(w.VBox):
                                layout=NARROW)  # fmt: skip
         self.truth = w.Button(description="show the truth")
         self.rating = w.ToggleButtons(
-            options=[("–", 0), *((str(each), each) for each in range(1, 6))], description="rating",
-            style={"button_width": "36px"}, layout={"width": "360px"},
+            options=[("–", 0), *((str(each), each) for each in range(1, 6))],
+            style={"button_width": "36px"}, layout={"width": "280px"},
         )  # fmt: skip
         self.note = w.Text(description="note", continuous_update=False, layout=WIDE,
                            placeholder="saved with the rating")  # fmt: skip
@@ -135,8 +136,10 @@ class PredictionBrowser(w.VBox):
         return w.Box([self.picture, beside], layout=layout)
 
     def _review_row(self) -> w.Box:
+        label = w.Label("rating", layout={"margin": "2px 6px 2px 18px"})
+        rating = w.HBox([label, self.rating])
         self.panel = w.Box(
-            [self.reviewer, self.truth, self.rating, self.note, self.unrated, self.progress],
+            [self.reviewer, self.truth, rating, self.note, self.unrated, self.progress],
             layout={"flex_flow": "row wrap", "align_items": "center", "display": "none"},
         )
         return w.Box([self.review, self.panel], layout={"flex_flow": "row wrap"})
@@ -152,10 +155,11 @@ class PredictionBrowser(w.VBox):
 
         on(self.profile, self._show_ledger)
         on(self.test_set, self._show_test_set)
-        for widget in (self.center, self.modality, self.model, self.others, self.sort,
-                       self.reverse, self.keep):  # fmt: skip
+        for widget in (self.center, self.modality, self.model, self.sort, self.reverse, self.keep):
             on(widget, self._show_first)
-        for widget in (self.overlay, self.threshold, self.position):
+        for widget in (self.others, self.threshold):
+            on(widget, self._keep_case)
+        for widget in (self.overlay, self.position):
             on(widget, self._show)
         on(self.review, self._start_review)
         on(self.reviewer, self._show)
@@ -210,7 +214,7 @@ class PredictionBrowser(w.VBox):
             not self.review.value or self._truth_seen,
         )  # fmt: skip
 
-    _truth_seen = False
+    _truth_seen, _row = False, None
 
     def _show_ledger(self) -> None:
         names = [(dataset_title(name), name) for name in scored_runs(self.profile.value)]
@@ -231,9 +235,15 @@ class PredictionBrowser(w.VBox):
 
     def _show_first(self) -> None:
         """Show the first case of a new selection."""
-        count = max(1, len(browser.select(self.state, self.cases)))
         self._set(self.position, value=1)
-        self._set(self.position, max=count)
+        self._show()
+
+    def _keep_case(self) -> None:
+        """Show the same case where it is now, if the new selection still has it."""
+        place = np.flatnonzero(browser.select(self.state, self.cases) == self._row)
+        if len(place):
+            self._set(self.position, max=int(place[0]) + 1)  # or the slider would hold it back
+            self._set(self.position, value=int(place[0]) + 1)
         self._show()
 
     def _go(self, position: int) -> None:
@@ -250,7 +260,10 @@ class PredictionBrowser(w.VBox):
             self._show_review()
 
     def _draw(self) -> None:
+        count = len(browser.select(self.state, self.cases))
+        self._set(self.position, max=max(1, count))
         state, cases = self.state, self.cases
+        self._row = browser.shown_row(state, cases)
         if not all(map(cases.is_read, state.models)):  # made from the weights, where none are kept
             self.status.value = "reading probability maps …"
         self.picture.value = to_png(browser.render(state, cases))
@@ -259,7 +272,6 @@ class PredictionBrowser(w.VBox):
         if state.truth:
             shown = _numbers_html(browser.numbers(state, cases)) + shown
         self.beside.value = shown
-        count = len(browser.select(state, cases))
         self.status.value = f"{count} of {len(cases)} cases, first: {browser.SORTS[state.sort]}"
 
     # --- review ---
