@@ -97,7 +97,14 @@ def voila(outputs_folder, tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def lab(outputs_folder, tmp_path_factory) -> Iterator[str]:
     folder = copy_of_notebooks(tmp_path_factory.mktemp("lab"))
-    options = ("--IdentityProvider.token=", "--allow-root", "--ServerApp.disable_check_xsrf=True")
+    settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    everything = '{"windowingMode": "none"}'  # cells out of sight are drawn, too
+    (settings / "tracker.jupyterlab-settings").write_text(everything)
+    options = (
+        "--IdentityProvider.token=", "--allow-root", "--ServerApp.disable_check_xsrf=True",
+        f"--LabApp.user_settings_dir={folder / 'settings'}",
+    )  # fmt: skip
     server, address = start(folder, "jupyterlab", *options)
     yield address
     server.terminate()
@@ -107,13 +114,23 @@ def lab(outputs_folder, tmp_path_factory) -> Iterator[str]:
 # --- what a person does -------------------------------------------------------------------------
 
 
+def run_all_cells(page) -> None:
+    """Run all cells; again where JupyterLab drops them because its kernel is not connected yet."""
+    for _ in range(5):
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        page.wait_for_timeout(3000)
+        if "[ ]:" not in page.locator(".jp-InputArea-prompt").all_inner_texts():
+            return
+    raise AssertionError("JupyterLab does not run the cells")
+
+
 def open_app(page, address: str) -> None:
     """Open the voila app, or notebook 11 in JupyterLab and run all its cells, and wait."""
     if "lab" in page.title_of_test:
         page.goto(f"{address}/lab/tree/{NOTEBOOK}")
         page.locator(".jp-Notebook").wait_for(timeout=WAIT)
-        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        run_all_cells(page)
     else:
         page.goto(address)
     page.locator("img.widget-image").wait_for(timeout=WAIT)
@@ -171,10 +188,11 @@ def assert_nothing_clipped_or_overlapping(page, width: int) -> None:
 
 
 @pytest.fixture
-def page(chromium, request):
+def page(chromium, request, tmp_path):
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.title_of_test = request.node.name
     yield page
+    page.screenshot(path=tmp_path / "at-the-end.png")  # for those who look for a failure
     page.close()
 
 
