@@ -1,6 +1,53 @@
-"""Small made-up ledgers whose means are known, for tests of tables and figures."""
+"""Made-up ledgers: whole runs on the generated images to look at, and rows with known means."""
 
+import cv2
+import numpy as np
 import pandas as pd
+
+from ultraseg_lib import metrics, study
+from ultraseg_lib.data import Frames
+from ultraseg_lib.paths import write_json
+from ultraseg_lib.provenance import provenance
+from ultraseg_lib.report.failures import plan_comparison
+from ultraseg_lib.study import Profile, Run
+
+
+def fake_maps(masks: np.ndarray, seed: int) -> np.ndarray:
+    """Make probability maps (N, S, S) uint8 from masks: shifted, blurred, some missed, one false alarm."""
+    rng = np.random.default_rng(seed)
+    maps = []
+    for mask in masks:
+        moved = np.roll(mask, rng.integers(-8, 9, 2), (0, 1))
+        maps.append(cv2.GaussianBlur(moved, (0, 0), 2 + seed % 3) * (rng.random() > 0.15))
+    maps = np.stack(maps)
+    empty = np.flatnonzero(~masks.any(axis=(1, 2)))
+    maps[empty[:1], 5:15, 5:15] = 250
+    return maps.astype(np.uint8)
+
+
+def write_run(run: Run, tests: dict[str, Frames], profile: Profile, seed: int) -> None:
+    """Write the folder of a run that was never trained."""
+    probs = {name: fake_maps(frames.masks, seed) for name, frames in tests.items()}
+    scored = [study.score_frames(run.run_id, n, tests[n], probs[n]) for n in tests]
+    pooled = {
+        name: metrics.batch_pooled_dice(probs[name] >= 128, frames.masks > 0, 4)
+        for name, frames in tests.items()
+    }
+    run.folder.mkdir(parents=True)
+    np.savez_compressed(run.folder / "probs.npz", **probs)
+    config = vars(run) | {"inputs": study.inputs_of(run, profile), "batch_pooled_dice": pooled}
+    write_json(run.folder / "config.json", config | {"provenance": provenance()})
+    pd.concat(scored).to_csv(run.folder / "scores.csv", index=False)
+
+
+def write_demo_ledger() -> list[Run]:
+    """Write the runs that notebooks 10 and 11 show in the demo; return them."""
+    profile = study.load_profile("demo")
+    tests = {name: study.test_frames(name, profile) for name in profile.tested}
+    runs = plan_comparison(profile, study.plan_runs(profile))
+    for seed, run in enumerate(runs):
+        write_run(run, tests, profile, seed)
+    return runs
 
 
 def rows(model: str, dataset: str, test_set: str, dice: list[float], **setting) -> pd.DataFrame:

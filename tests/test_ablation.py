@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from ledgers import own
 
-from tests.ledgers import own
 from ultraseg_lib import study
 from ultraseg_lib.report import ablation
 from ultraseg_lib.training import WEIGHT_COLUMN

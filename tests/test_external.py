@@ -2,8 +2,8 @@
 
 import pandas as pd
 import pytest
+from ledgers import rows
 
-from tests.ledgers import rows
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.report import external
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from ledgers import own, rows
 
-from tests.ledgers import own, rows
 from ultraseg_lib import study
 from ultraseg_lib.report import figures, tables
 

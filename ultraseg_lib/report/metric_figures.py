@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -236,7 +237,8 @@ def count_by_threshold(probs: NDArray[np.uint8], masks: NDArray) -> metrics.Coun
     return metrics.Counts(tp, fp, tp[0] - tp, fp[0] - fp)
 
 
-def _dice(tp: NDArray, fp: NDArray, fn: NDArray) -> NDArray[np.float64]:
+def dice_from_counts(tp: NDArray, fp: NDArray, fn: NDArray) -> NDArray[np.float64]:
+    """Return the Dice (Eq. 7) of pixel counts of one shape, in [0, 1]; 1 where all are 0."""
     whole = 2 * tp + fp + fn
     return np.where(whole > 0, 2 * tp / np.maximum(whole, 1), 1.0)
 
@@ -250,12 +252,12 @@ def dice_by_threshold(probs: NDArray[np.uint8], masks: NDArray, batch: int = 4) 
     tp, fp, fn, tn = (count[1:] for count in count_by_threshold(probs, masks))
     starts = np.arange(0, tp.shape[1], batch)
     per_batch = (np.add.reduceat(count, starts, axis=1) for count in (tp, fp, fn))
-    polyp = _dice(tp, fp, fn).mean(axis=1)
+    polyp = dice_from_counts(tp, fp, fn).mean(axis=1)
     columns = {
         "per image": polyp,
-        f"per batch of {batch}": _dice(*per_batch).mean(axis=1),
-        "all pixels pooled": _dice(*(count.sum(axis=1) for count in (tp, fp, fn))),
-        "polyp and background": (polyp + _dice(tn, fn, fp).mean(axis=1)) / 2,
+        f"per batch of {batch}": dice_from_counts(*per_batch).mean(axis=1),
+        "all pixels pooled": dice_from_counts(*(count.sum(axis=1) for count in (tp, fp, fn))),
+        "polyp and background": (polyp + dice_from_counts(tn, fn, fp).mean(axis=1)) / 2,
     }
     return pd.DataFrame(columns, index=pd.Index(np.arange(1, LEVELS) / LEVELS, name="threshold"))
 
@@ -291,7 +293,7 @@ def render_threshold(
 def to_png(figure: Figure) -> bytes:
     """Return a figure as the bytes of a PNG, for an image widget, and close it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi)
+    FigureCanvasAgg(figure).print_png(buffer, pil_kwargs={"compress_level": 1})  # fast, not small
     plt.close(figure)
     return buffer.getvalue()
 

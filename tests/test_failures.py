@@ -1,0 +1,273 @@
+"""Notebook 10: rules name the right images, tables agree with their source, every figure is drawn."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from test_browser import A, B, make_cases
+
+from ultraseg_lib import metrics, study
+from ultraseg_lib.report import failures, figures
+from ultraseg_lib.report.cases import Cases, load_available, load_cases
+from ultraseg_lib.study import Run
+
+
+@pytest.fixture(scope="module")
+def cases() -> Cases:
+    return make_cases(60, 64)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def run(model: str, dataset: str = "synthetic", **changes) -> Run:
+    setting = {"recipe": "strong", "protocol": "clean", "epochs": 3, "seed": 0} | changes
+    return Run("demo", model, dataset, **setting)
+
+
+# --- which runs, which images -------------------------------------------------------------------
+
+
+def test_the_setting_with_the_most_models_is_picked():
+    profile = study.load_profile("demo")
+    few = [run("ultraseg_130k", seed=1), run("egeunet", seed=1), run("lbunet", seed=1)]
+    many = [run("unet_small"), run("ultraseg_130k"), run("lbunet"), run("ultraseg_130k+kd10")]
+    picked = failures.pick_runs([*few, *many], profile, "ultraseg_130k", "synthetic")
+    assert [each.model for each in picked] == ["lbunet", "ultraseg_130k", "unet_small"]
+    assert {each.seed for each in picked} == {0}
+    with pytest.raises(
+        ValueError, match=r"model: no finished run of fastscnn .* --models fastscnn"
+    ):
+        failures.pick_runs(many, profile, "fastscnn", "synthetic")
+
+
+def test_of_equal_settings_the_test_sets_own_is_picked():
+    profile = study.load_profile("demo")
+    runs = [run("ultraseg_130k", "cvc_clinicdb"), run("ultraseg_130k", "kvasir_seg")]
+    for name in ("kvasir_seg", "cvc_clinicdb"):
+        picked = failures.pick_runs(runs, profile, "ultraseg_130k", name)
+        assert [each.dataset for each in picked] == [name]
+    assert failures.pick_runs(runs, profile, "ultraseg_130k", "polypgen") == runs[:1]
+
+
+def test_test_sets_come_in_the_profiles_order_and_unknown_ones_are_refused():
+    profile, one = study.load_profile("demo"), [run("lbunet")]
+    scored = {"other": one, "synthetic_unseen": one, "synthetic": one}
+    order = ["synthetic", "synthetic_unseen", "other"]
+    assert failures.pick_test_sets(scored, profile) == order
+    assert failures.pick_test_sets(scored, profile, "other")[0] == "other"
+    with pytest.raises(ValueError, match="scored on polypgen; scored are other, "):
+        failures.pick_test_sets(scored, profile, "polypgen")
+    with pytest.raises(ValueError, match=r"scored on anything; scored are none; do ./run_all.sh"):
+        failures.pick_test_sets({}, profile)
+
+
+def test_large_unet_of_the_figure_is_the_one_that_the_profile_can_train():
+    assert failures.wanted_models(study.load_profile("full"))[-1] == "unet_base"
+    assert failures.wanted_models(study.load_profile("demo"))[-1] == "unet_small"
+
+
+def test_planned_comparison_holds_each_model_once_in_one_seed():
+    profile = study.load_profile("demo")
+    planned = failures.plan_comparison(profile, study.plan_runs(profile))
+    assert sorted(each.model for each in planned) == sorted(failures.wanted_models(profile))
+    assert {each.seed for each in planned} == {profile.seeds[0]}
+
+
+def test_spread_rows_go_from_best_to_worst_over_polyps(cases):
+    rows = failures.spread_rows(cases, 5)
+    dice = np.mean([cases.dice(A), cases.dice(B)], axis=0)
+    polyp = cases.frames.masks.any(axis=(1, 2))
+    assert len(set(rows)) == 5
+    assert polyp[rows].all()
+    assert dice[rows[0]] == dice[polyp].max()
+    assert dice[rows[-1]] == dice[polyp].min()
+    assert (np.diff(dice[rows]) <= 0).all()
+
+
+def test_rules_agree_with_the_metrics_and_put_the_gravest_first(cases):
+    rules = failures.failure_rules(cases, A, B)
+    pred, mask = cases.probs(A) >= 128, cases.frames.masks > 0
+    dice, area = metrics.dice_score(pred, mask), mask.sum(axis=(1, 2))
+    loss = metrics.dice_score(cases.probs(B) >= 128, mask) - dice
+    counted = np.array([metrics.count_polyps(each) for each in mask])
+    expected = {
+        "worst Dice": (metrics.detected(pred, mask), dice),
+        "largest loss": ((loss > 0) & (area > 0), -loss),
+        "missed": (metrics.missed(pred, mask), -area),
+        "false alarm": (metrics.false_alarm(pred, mask), -pred.sum(axis=(1, 2))),
+        "multiple polyps": (counted > 1, dice),
+        "largest area": (area > 0, -area),
+    }
+    assert list(rules) == list(expected)
+    for rule, (named, order) in expected.items():
+        assert named.any(), rule
+        assert set(rules[rule]) == set(np.flatnonzero(named)), rule
+        assert (np.diff(order[rules[rule]]) >= 0).all(), rule
+
+
+def test_each_rule_shows_an_image_of_its_own(cases):
+    rules = {
+        "a": np.array([4, 2]),
+        "b": np.array([4, 2, 7]),
+        "c": np.array([2, 4]),
+        "d": np.array([]),
+    }
+    assert failures.pick_cases(rules) == {"a": 4, "b": 2, "c": None, "d": None}
+    table = failures.rule_table(cases, rules, [A])
+    assert list(table["images"]) == [2, 3, 2, 0]
+    assert table["Dice of A"].isna().tolist() == [False, False, True, True]
+
+
+def test_without_another_model_no_loss_is_told(cases):
+    rules = failures.failure_rules(cases, A, None)
+    assert set(failures.failure_rules(cases, A, B)) - set(rules) == {"largest loss"}
+
+
+def test_a_figure_tells_where_the_runs_were_trained_if_elsewhere(cases):
+    assert failures.figure_title(cases) == "Kvasir-SEG"
+    elsewhere = Cases("polypgen", cases.frames, cases.runs, cases.scores, cases.read_maps)
+    assert failures.figure_title(elsewhere) == "PolypGen\ntrained on Kvasir-SEG"
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["center", "modality"])
+def test_groups_hold_each_image_once_and_give_back_the_mean(cases, key):
+    scores = failures.long_scores([cases])
+    table = failures.group_table(failures.add_group(scores, key))
+    for model in (A, B):
+        mine = table[table["model"] == model]
+        assert mine["images"].sum() == len(cases)
+        mean = (mine["dice"] * mine["images"]).sum() / len(cases)
+        assert mean == pytest.approx(cases.dice(model).mean())
+    assert table["dice"].between(table["dice_low"], table["dice_high"]).all()
+
+
+def test_a_dataset_of_one_center_is_named_by_itself(cases):
+    scores = failures.long_scores([cases]).assign(center="", modality="")
+    assert failures.add_group(scores, "center")["group"].unique() == ["Kvasir-SEG\nn = 60"]
+    assert failures.add_group(scores, "modality")["group"].unique() == ["not told\nn = 60"]
+
+
+def test_size_classes_hold_every_polyp_once(cases):
+    table = failures.dice_by_size(failures.long_scores([cases]))
+    polyps = cases.frames.masks.any(axis=(1, 2))
+    for model in (A, B):
+        mine = table[table["model"] == model]
+        assert mine["images"].sum() == polyps.sum()
+        mean = (mine["dice"] * mine["images"]).sum() / polyps.sum()
+        assert mean == pytest.approx(cases.dice(model)[polyps].mean())
+
+
+@pytest.mark.parametrize(("grow", "sign"), [(2, 1), (-2, -1)])
+def test_boundary_errors_of_a_grown_square_are_its_growth(grow, sign):
+    mask, pred = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    mask[10:30, 10:30] = True
+    pred[10 - grow : 30 + grow, 10 - grow : 30 + grow] = True
+    errors = failures.boundary_errors(pred, mask)
+    known = errors[~np.isnan(errors)]
+    assert len(known) == metrics.boundary_pixels(pred).sum()
+    assert np.median(known) == sign * 2
+    assert (np.sign(known) == sign).all()
+
+
+def test_boundary_errors_need_both_boundaries(cases):
+    empty, some = np.zeros((8, 8), bool), np.ones((8, 8), bool)
+    assert np.isnan(failures.boundary_errors(empty, some)).all()
+    assert np.isnan(failures.boundary_errors(some, empty)).all()
+    pred = cases.probs(A) >= 128
+    both = pred.any(axis=(1, 2)) & cases.frames.masks.any(axis=(1, 2))
+    assert (failures.boundary_table(cases)["model"] == A).sum() == both.sum() < len(cases)
+
+
+def test_reliability_of_maps_whose_truth_is_known():
+    """A map of 0 and of 255 on the right halves is calibrated; inverted it is wrong by 1."""
+    whole = make_cases(4, 16)
+    right = np.where(whole.frames.masks > 0, 255, 0).astype(np.uint8)
+    maps = {A: right, B: 255 - right}
+    known = Cases("kvasir_seg", whole.frames, whole.runs, whole.scores, maps.__getitem__)
+    table = failures.reliability(known)
+    assert (table.groupby("model")["pixels"].sum() == right.size).all()
+    assert failures.calibration_error(table).to_dict() == pytest.approx({A: 0.0, B: 1.0})
+
+
+def test_reliability_bins_agree_with_a_direct_count(cases):
+    table = failures.reliability(cases, bins=4).set_index(["model", "bin"])
+    inside = (cases.probs(A) >= 64) & (cases.probs(A) < 128)
+    row = table.loc[(A, 1)]
+    assert row["pixels"] == inside.sum()
+    assert row["prob"] == pytest.approx(cases.probs(A)[inside].mean() / 255)
+    assert row["polyp"] == pytest.approx((cases.frames.masks > 0)[inside].mean())
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def test_every_figure_is_drawn(cases):
+    figures.use_style()
+    scores = failures.long_scores([cases])
+    picked = failures.pick_cases(failures.failure_rules(cases, A, B))
+    drawn = [
+        failures.show_comparison(cases, [0, 1], "t"),
+        failures.show_failures(cases, picked | {"nothing": None}, [A, B], "t"),
+        failures.show_worst(cases, A, 7, columns=5),
+        failures.plot_dice_by_group(failures.add_group(scores, "center"), "center", "t"),
+        failures.plot_dice_by_size(scores, failures.dice_by_size(scores), A, "t"),
+        failures.show_boundary_errors(cases, [1, 2], "t", limit=4),
+        failures.plot_boundary_table(failures.boundary_table(cases), "t"),
+        failures.plot_reliability(failures.reliability(cases), "t"),
+    ]
+    for figure in drawn:
+        assert isinstance(figure, Figure)
+        figure.canvas.draw()
+
+
+def test_the_page_of_the_worst_starts_with_the_worst(cases):
+    first = failures.show_worst(cases, A, 3).axes[0].get_title()
+    assert first.startswith(f"{cases.dice(A).min():.2f}")
+
+
+# --- from files ---------------------------------------------------------------------------------
+
+
+def test_scores_of_other_images_are_refused(outputs, monkeypatch):
+    whole = make_cases(6, 32)
+    monkeypatch.setattr(study, "test_frames", lambda name, profile: whole.frames)
+    one = run("unet_tiny")
+    one.folder.mkdir(parents=True)
+    table = whole.scores[A].assign(test_set="synthetic")
+    table.to_csv(one.folder / "scores.csv", index=False)
+    profile = study.load_profile("demo")
+    assert len(load_cases("synthetic", [one], profile)) == 6
+    table.iloc[1:].to_csv(one.folder / "scores.csv", index=False)
+    with pytest.raises(ValueError, match=r"scores.csv: its 5 images are not the 6 of synthetic"):
+        load_cases("synthetic", [one], profile)
+
+
+def test_lost_images_are_told_and_do_not_stop_the_others(monkeypatch):
+    monkeypatch.setenv("ULTRASEG_DATA", "/nowhere")
+    found, missing = load_available(["kvasir_seg"], [], study.load_profile("reference"))
+    assert found == {}
+    assert "data folder /nowhere not found" in missing["kvasir_seg"]
+
+
+@pytest.mark.slow
+def test_reference_runs_give_their_own_scores_on_real_images(real_data, outputs, monkeypatch):
+    """The maps made from the committed weights have the committed Dice, within what CPUs differ by."""
+    from ultraseg_lib.paths import ROOT
+
+    (outputs / "reference").mkdir(parents=True)
+    (outputs / "reference" / "runs").symlink_to(ROOT / "outputs" / "reference" / "runs")
+    profile = study.load_profile("reference")
+    kept = next(r for r in study.finished_runs("reference") if r.dataset == "cvc_clinicdb")
+    cases = load_cases("cvc_clinicdb", [kept], profile)
+    title = next(iter(cases.runs))
+    dice = metrics.dice_score(cases.probs(title) >= 128, cases.frames.masks > 0)
+    assert dice.mean() == pytest.approx(cases.dice(title).mean(), abs=0.005)
+    assert isinstance(failures.case_table(cases, [0, 1]), pd.DataFrame)

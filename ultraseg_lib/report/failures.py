@@ -1,0 +1,499 @@
+"""Figures of notebook 10: models side by side, Dice by group and size, failures by rule, boundaries, calibration.
+
+Every function returns a matplotlib Figure, or the table behind one, and shows nothing by itself.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from ultraseg_lib import metrics
+from ultraseg_lib.grid import teachers_of
+from ultraseg_lib.report.cases import Cases
+from ultraseg_lib.report.figures import PALETTE, dataset_title
+from ultraseg_lib.report.metric_figures import LEVELS
+from ultraseg_lib.report.overlays import LEGENDS, OVERLAYS
+from ultraseg_lib.statistics import bootstrap_interval
+from ultraseg_lib.study import Profile, Run
+
+HALF = LEVELS // 2  # probability 0.5 as stored
+FIGURE_MODELS = ("unet_tiny", "lbunet", "ultraseg_108k", "ultraseg_130k")  # then the large U-Net
+LARGE = "unet_base"
+SETTING = ("dataset", "recipe", "protocol", "epochs", "seed")
+SMALL = 0.05  # share of the image below which a polyp counts as small
+MARKERS = "osD^vP"
+PICTURE_DPI = 64  # pages of pictures: notebooks stay small, files are saved larger
+
+
+# --- which runs, which images -----------------------------------------------------------------
+
+
+def wanted_models(profile: Profile) -> list[str]:
+    """Return the models of Fig. 3, smallest first; the profile's teacher where UNet-Base is too large for it."""
+    large = LARGE if LARGE in profile.models else profile.teacher
+    return [*FIGURE_MODELS, large or LARGE]
+
+
+def pick_test_sets(scored: dict[str, list[Run]], profile: Profile, first: str = "") -> list[str]:
+    """Return the test sets of a ledger, the one to look at first in front.
+
+    ``first``: its name; empty for the first of the profile's datasets that has a run. Raises
+    ValueError where nothing, or not this one, is scored.
+    """
+    if not scored or (first and first not in scored):
+        raise ValueError(
+            f"test_set: no finished run is scored on {first or 'anything'}; scored are"
+            f" {', '.join(scored) or 'none'}; do ./run_all.sh --profile {profile.name} first"
+        )
+    order = [first, *profile.datasets, *profile.tested, *scored]
+    return [name for name in dict.fromkeys(order) if name in scored]
+
+
+def pick_runs(runs: Iterable[Run], profile: Profile, model: str, test_set: str) -> list[Run]:
+    """Return the runs of one setting that hold the most models of Fig. 3, ``model`` among them.
+
+    Of settings with equally many, the one that was trained on ``test_set``'s own training part,
+    else the first. Raises ValueError where ``model`` has no run.
+    """
+    wanted = [*dict.fromkeys((*wanted_models(profile), LARGE, model))]
+    settings: dict[tuple, dict[str, Run]] = {}
+    for run in runs:
+        if run.model in wanted:
+            key = tuple(getattr(run, each) for each in SETTING)
+            settings.setdefault(key, {})[run.model] = run
+    held = [group for group in settings.values() if model in group]
+    if not held:
+        raise ValueError(
+            f"model: no finished run of {model} is scored here; do"
+            f" ./run_all.sh --profile {profile.name} --models {model} first"
+        )
+    largest = max(held, key=lambda group: (len(group), group[model].dataset == test_set))
+    return [largest[name] for name in wanted if name in largest]
+
+
+def plan_comparison(profile: Profile, planned: Sequence[Run]) -> list[Run]:
+    """Return the planned runs of the models of Fig. 3 in the first seed, and the teacher's run."""
+    first = [run for run in planned if run.seed == planned[0].seed]
+    first = [run for run in first if run.dataset == planned[0].dataset]
+    chosen = [run for run in first if run.model in wanted_models(profile)]
+    student = Run(**(vars(chosen[-1]) | {"model": "ultraseg_108k+kd10"}))
+    return [*chosen, *(t for t in teachers_of(student, profile) if t not in chosen)]
+
+
+def spread_rows(cases: Cases, count: int) -> list[int]:
+    """Return ``count`` images with a polyp, evenly spread from the best to the worst mean Dice."""
+    dice = np.mean([cases.dice(title) for title in cases.runs], axis=0)
+    rows = np.flatnonzero(cases.frames.masks.any(axis=(1, 2)))
+    ranked = rows[np.argsort(-dice[rows], kind="stable")]
+    at = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+    return [int(row) for row in ranked[at]]
+
+
+def failure_rules(cases: Cases, model: str, other: str | None) -> dict[str, NDArray[np.int64]]:
+    """Return the images that each rule of Fig. 5 names, the gravest first.
+
+    ``model`` and ``other`` are titles of ``cases``; without another there is no loss against it.
+    """
+    table, dice = cases.scores[model], cases.dice(model)
+    area, polyp = table["area"].to_numpy(), table["area"].to_numpy() > 0
+    false_pixels = cases.counts(model).fp[HALF]
+    found = table["detected"].to_numpy(bool)
+
+    def ranked(where: NDArray[np.bool_], by: NDArray) -> NDArray[np.int64]:
+        rows = np.flatnonzero(where)
+        return rows[np.argsort(by[rows], kind="stable")]
+
+    rules = {"worst Dice": ranked(polyp & found, dice)}
+    if other:
+        loss = cases.dice(other) - dice
+        rules["largest loss"] = ranked(polyp & (loss > 0), -loss)
+    return rules | {
+        "missed": ranked(polyp & ~found, -area),
+        "false alarm": ranked(~polyp & (false_pixels > 0), -false_pixels),
+        "multiple polyps": ranked(table["n_polyps"].to_numpy() > 1, dice),
+        "largest area": ranked(polyp, -area),
+    }
+
+
+def pick_cases(rules: dict[str, NDArray[np.int64]]) -> dict[str, int | None]:
+    """Return the gravest image of each rule that no earlier rule shows; None where there is none."""
+    picked: dict[str, int | None] = {}
+    for rule, rows in rules.items():
+        left = [int(row) for row in rows if row not in picked.values()]
+        picked[rule] = left[0] if left else None
+    return picked
+
+
+def rule_table(
+    cases: Cases, rules: dict[str, NDArray[np.int64]], titles: Sequence[str]
+) -> pd.DataFrame:
+    """Return a row a rule: images it names, their share, the image shown, and each model's Dice on it."""
+    rows = []
+    for rule, shown in pick_cases(rules).items():
+        row = {"rule": rule, "images": len(rules[rule]), "share": len(rules[rule]) / len(cases)}
+        known = shown is not None
+        row["image_id"] = cases.frames.table["image_id"].iloc[shown] if known else ""
+        row |= {f"Dice of {t}": cases.dice(t)[shown] if known else np.nan for t in titles}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def case_table(cases: Cases, rows: Sequence[int]) -> pd.DataFrame:
+    """Return a row a shown image: test_set, image_id, center, modality, and the Dice of each run."""
+    known = cases.frames.table.iloc[list(rows)][["image_id", "center", "modality"]]
+    known.insert(0, "test_set", cases.test_set)
+    return known.assign(**{f"Dice of {t}": cases.dice(t)[list(rows)] for t in cases.runs})
+
+
+def figure_title(cases: Cases) -> str:
+    """Name the test set, and what the runs were trained on where that is another dataset."""
+    title = dataset_title(cases.test_set)
+    trained = [run.dataset for run in cases.runs.values() if run.dataset != cases.test_set]
+    others = ", ".join(dict.fromkeys(dataset_title(name).partition(" (")[0] for name in trained))
+    return f"{title}\ntrained on {others}" if others else title
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def _panel(axes: Axes, cases: Cases, row: int, title: str | None, overlay: str) -> None:
+    """Show one image as it is (title None: with its true outline), or with a run's overlay."""
+    image, mask = cases.frames.images[row], cases.frames.masks[row] > 0
+    prob = np.zeros_like(cases.frames.masks[row]) if title is None else cases.probs(title)[row]
+    axes.imshow(OVERLAYS[overlay](image, prob, HALF, mask))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _blank(axes: Axes, words: str = "") -> None:
+    axes.set_axis_off()
+    axes.set_box_aspect(1)
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
+def _legend(figure: Figure, overlay: str) -> None:
+    handles = [Patch(fc=c, ec="black", label=name) for name, c in LEGENDS[overlay].items()]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+
+
+def describe(cases: Cases, row: int) -> str:
+    """Return where an image comes from, in a few words."""
+    record = cases.frames.table.iloc[row]
+    known = [str(record[key]).replace("_", " ") for key in ("center", "modality") if record[key]]
+    return "\n".join(known) or str(record["image_id"])[-10:]
+
+
+def _wrap(title: str) -> str:
+    return title.replace(", ", "\n")
+
+
+def show_comparison(cases: Cases, rows: Sequence[int], title: str) -> Figure:
+    """Show Fig. 3: a line an image, a column a model, found, wrong and lost pixels tinted."""
+    columns = ["input", "truth", *cases.runs]
+    figure, grid = plt.subplots(
+        len(rows),
+        len(columns),
+        figsize=(2.5 * len(columns), 2.65 * len(rows) + 1.6),
+        squeeze=False,
+        dpi=PICTURE_DPI,
+    )
+    for line, row in zip(grid, rows, strict=True):
+        _panel(line[0], cases, row, None, "image only")
+        line[0].set_ylabel(describe(cases, row), fontsize="small")
+        line[1].imshow(cases.frames.masks[row], cmap="gray", vmin=0, vmax=255)
+        line[1].set(xticks=[], yticks=[])
+        for axes, name in zip(line[2:], cases.runs, strict=True):
+            _panel(axes, cases, row, name, "error map")
+            axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
+    for axes, name in zip(grid[0], columns, strict=True):
+        axes.set_title(_wrap(name), fontsize="small")
+    _legend(figure, "error map")
+    figure.suptitle(title)
+    return figure
+
+
+def show_failures(
+    cases: Cases, picked: dict[str, int | None], titles: Sequence[str], title: str
+) -> Figure:
+    """Show Fig. 5: a column a rule, the image above the error map of each model in ``titles``."""
+    lines = 1 + len(titles)
+    figure, grid = plt.subplots(
+        lines,
+        len(picked),
+        figsize=(2.5 * len(picked), 2.7 * lines + 1.6),
+        squeeze=False,
+        dpi=PICTURE_DPI,
+    )
+    for column, (rule, row) in zip(grid.T, picked.items(), strict=True):
+        column[0].set_title(rule)
+        if row is None:
+            for axes in column:
+                _blank(axes, "none here" if axes is column[0] else "")
+            continue
+        _panel(column[0], cases, row, None, "image only")
+        for axes, name in zip(column[1:], titles, strict=True):
+            _panel(axes, cases, row, name, "error map")
+            axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
+    for line, name in zip(grid, ["input", *titles], strict=True):
+        line[0].annotate(
+            _wrap(name), (-0.08, 0.5), xycoords="axes fraction", rotation=90, ha="right",
+            va="center", annotation_clip=False,
+        )  # fmt: skip
+    _legend(figure, "error map")
+    figure.suptitle(title)
+    return figure
+
+
+def show_worst(cases: Cases, model: str, count: int = 25, columns: int = 5) -> Figure:
+    """Show the images with the lowest Dice of a run, worst first: a page of outlines."""
+    rows = np.argsort(cases.dice(model), kind="stable")[:count]
+    lines = -(-len(rows) // columns)
+    figure, grid = plt.subplots(
+        lines,
+        columns,
+        figsize=(2.4 * columns, 2.7 * lines + 1.6),
+        squeeze=False,
+        dpi=PICTURE_DPI,
+    )
+    for axes in grid.flat[len(rows) :]:
+        _blank(axes)
+    for axes, row in zip(grid.flat, rows, strict=False):
+        _panel(axes, cases, row, model, "contour")
+        words = describe(cases, row).replace("\n", ", ")
+        axes.set_title(f"{cases.dice(model)[row]:.2f}  {words}", fontsize="small")
+    _legend(figure, "contour")
+    figure.suptitle(f"{model}: the {len(rows)} lowest Dice of {len(cases)}\n"
+                    f"{figure_title(cases)}")  # fmt: skip
+    return figure
+
+
+# --- Dice by group and by size ------------------------------------------------------------------
+
+
+def long_scores(several: Iterable[Cases]) -> pd.DataFrame:
+    """Join the scores of some test sets: the ledger's columns, model (its title) and size (area, share of the image)."""
+    tables = []
+    for cases in several:
+        pixels = cases.frames.masks[0].size
+        for title, table in cases.scores.items():
+            tables.append(table.assign(model=title, size=table["area"] / pixels))
+    return pd.concat(tables, ignore_index=True)
+
+
+def add_group(scores: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Add the column ``group``: center or modality in words, with the number of images in it."""
+    name = scores[key].str.replace("_", " ")
+    if key == "center":  # a dataset of one center is named by itself
+        whole = scores["test_set"].map(lambda each: dataset_title(each).partition(" (")[0])
+        name = name.where(name != "", whole)
+    name = name.replace("", "not told")
+    one = scores["model"] == scores["model"].iloc[0]
+    count = name[one].value_counts()
+    return scores.assign(group=[f"{each}\nn = {count.get(each, 0)}" for each in name])
+
+
+def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
+    """Average Dice by group and model: images, dice, dice_low and dice_high (95 % bootstrap), missed (share of polyp images)."""
+    rows = []
+    for (group, model), table in grouped.groupby(["group", "model"], sort=False):
+        polyp = table["area"] > 0
+        missed = (~table.loc[polyp, "detected"].astype(bool)).mean()
+        mean, low, high = bootstrap_interval(table["dice"].to_numpy())
+        name = group.partition("\n")[0]
+        rows.append((name, model, len(table), mean, low, high, missed))
+    columns = ["group", "model", "images", "dice", "dice_low", "dice_high", "missed"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def plot_dice_by_group(grouped: pd.DataFrame, label: str, title: str) -> Figure:
+    """Show Fig. 4: the Dice of every image as boxes by group and model, with the mean as a diamond."""
+    groups, models = sorted(grouped["group"].unique()), list(grouped["model"].unique())
+    width = max(11, 0.55 * len(groups) * len(models) + 6)
+    figure, axes = plt.subplots(figsize=(width, 6))
+    sns.boxplot(
+        grouped, x="group", y="dice", hue="model", order=groups, ax=axes, fliersize=3,
+        palette=PALETTE[: len(models)], showmeans=True,
+        meanprops={"marker": "D", "mfc": "white", "mec": "black", "ms": 8},
+    )  # fmt: skip
+    axes.set(xlabel=label, ylabel="Dice of an image", ylim=(-0.03, 1.03), title=title)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="white diamond: mean",
+                fontsize="small", title_fontsize="small")  # fmt: skip
+    return figure
+
+
+def dice_by_size(scores: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
+    """Average Dice over classes of polyp size with equally many images.
+
+    ``scores`` as from `long_scores`. Columns: model, size (median, share of the image), images, dice,
+    dice_low, dice_high (95 % bootstrap).
+    """
+    polyps = scores[scores["area"] > 0]
+    edges = np.quantile(polyps["size"], np.linspace(0, 1, bins + 1))
+    which = np.clip(np.searchsorted(edges, polyps["size"], side="right"), 1, bins)
+    rows = []
+    for (model, _), table in polyps.groupby(["model", which], sort=False):
+        interval = bootstrap_interval(table["dice"].to_numpy())
+        rows.append((model, table["size"].median(), len(table), *interval))
+    columns = ["model", "size", "images", "dice", "dice_low", "dice_high"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["model", "size"], ignore_index=True)
+
+
+def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str, title: str) -> Figure:
+    """Show Dice against polyp size: means of size classes for every model, and each image of one."""
+    figure, axes = plt.subplots(figsize=(12, 6))
+    points = scores[(scores["model"] == model) & (scores["area"] > 0)]
+    axes.plot(points["size"], points["dice"], "o", ms=5, color="0.75", label=f"{model}, an image")
+    for place, name in enumerate(scores["model"].unique()):
+        line = binned[binned["model"] == name]
+        bars = [line["dice"] - line["dice_low"], line["dice_high"] - line["dice"]]
+        axes.errorbar(line["size"], line["dice"], bars, fmt=f"{MARKERS[place % 6]}-", ms=10, lw=3,
+                      capsize=4, color=PALETTE[place], label=name)  # fmt: skip
+    axes.axvline(SMALL, color="black", lw=1, ls=":")
+    axes.text(SMALL, 1.03, "small  ", ha="right", va="top", fontsize="small")
+    axes.set(xscale="log", xlabel="polyp area (share of the image)", ylabel="Dice", title=title)
+    axes.set_ylim(-0.03, 1.03)
+    ticks = [t for t in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if t >= points["size"].min() / 2]
+    axes.set_xticks(ticks, [f"{100 * t:g} %" for t in ticks])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small",
+                title="means of size classes, 95 %", title_fontsize="small")  # fmt: skip
+    return figure
+
+
+# --- boundaries ---------------------------------------------------------------------------------
+
+
+def boundary_errors(pred: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return how far each predicted boundary pixel lies from the true boundary, in px; NaN elsewhere.
+
+    ``pred`` and ``mask`` (H, W). Positive: outside the polyp, too much is painted; negative: inside,
+    too little. All NaN where either is empty.
+    """
+    errors = np.full(mask.shape, np.nan)
+    rim = metrics.boundary_pixels(mask)
+    if not (rim.any() and pred.any()):
+        return errors
+    away = cv2.distanceTransform((~rim).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    ours = metrics.boundary_pixels(pred)
+    errors[ours] = np.where(mask, -away, away)[ours]
+    return errors
+
+
+def show_boundary_errors(cases: Cases, rows: Sequence[int], title: str, limit: float) -> Figure:
+    """Show maps of boundary errors: a line an image, a column a model, ±``limit`` px in colour."""
+    names = list(cases.runs)
+    figure, grid = plt.subplots(
+        len(rows), len(names), figsize=(3 * len(names) + 1.5, 3.1 * len(rows) + 1.4), squeeze=False
+    )
+    for line, row in zip(grid, rows, strict=True):
+        mask = cases.frames.masks[row] > 0
+        for axes, name in zip(line, names, strict=True):
+            errors = boundary_errors(cases.probs(name)[row] >= HALF, mask)
+            axes.imshow(np.where(mask, 0.8, 1.0), cmap="gray", vmin=0, vmax=1)
+            y, x = np.nonzero(~np.isnan(errors))
+            shown = axes.scatter(x, y, c=errors[y, x], s=9, cmap="PuOr_r",
+                                 norm=TwoSlopeNorm(0, -limit, limit))  # fmt: skip
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color="0.7")
+            axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
+        line[0].set_ylabel(describe(cases, row), fontsize="small")
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(_wrap(name), fontsize="small")
+    figure.colorbar(shown, ax=grid, label="distance to the true boundary (px)\n"
+                    "inside (−), outside (+)", extend="both", shrink=0.8)  # fmt: skip
+    figure.suptitle(title)
+    return figure
+
+
+def boundary_table(cases: Cases) -> pd.DataFrame:
+    """Return, for every image with both boundaries: model, image_id, inside and outside (px).
+
+    These are the mean distances of the boundary pixels that lie inside, and outside, the polyp,
+    taken over all boundary pixels: their sum is the mean distance to the true boundary.
+    """
+    rows = []
+    for name in cases.runs:
+        for row, image_id in enumerate(cases.frames.table["image_id"]):
+            pred, mask = cases.probs(name)[row] >= HALF, cases.frames.masks[row] > 0
+            errors = boundary_errors(pred, mask)
+            errors = errors[~np.isnan(errors)]
+            if len(errors):
+                inside, outside = -errors.clip(max=0).mean(), errors.clip(min=0).mean()
+                rows.append((name, image_id, inside, outside))
+    return pd.DataFrame(rows, columns=["model", "image_id", "inside", "outside"])
+
+
+def plot_boundary_table(table: pd.DataFrame, title: str) -> Figure:
+    """Show the mean boundary error of each model, split into inside and outside the polyp."""
+    means = table.groupby("model", sort=False)[["inside", "outside"]].mean()
+    figure, axes = plt.subplots(figsize=(11, 2 + 0.7 * len(means)))
+    purple, orange = plt.colormaps["PuOr_r"]([0.12, 0.85])
+    axes.barh(means.index, -means["inside"], color=purple, label="inside: too little painted")
+    axes.barh(means.index, means["outside"], color=orange, label="outside: too much painted")
+    axes.axvline(0, color="black", lw=1.5)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axes.set(xlabel="mean distance to the true boundary (px), mean over images", title=title)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    return figure
+
+
+# --- calibration --------------------------------------------------------------------------------
+
+
+def reliability(cases: Cases, bins: int = 10) -> pd.DataFrame:
+    """Compare probabilities with what came true, over all pixels of a test set.
+
+    Columns: model, bin, pixels, prob (their mean probability), polyp (the share of them that is
+    polyp). Bins without pixels are left out.
+    """
+    level = np.arange(LEVELS)
+    which = level * bins // LEVELS
+    rows = []
+    for name in cases.runs:
+        tp, fp, _, _ = cases.counts(name)
+        above = np.array([tp.sum(axis=1), fp.sum(axis=1)])  # at or above each level
+        polyp, background = above - np.append(above[:, 1:], np.zeros((2, 1), above.dtype), axis=1)
+        for each in range(bins):
+            pixels = (polyp + background)[which == each]
+            if pixels.sum():
+                prob = (pixels * level[which == each]).sum() / pixels.sum() / (LEVELS - 1)
+                share = polyp[which == each].sum() / pixels.sum()
+                rows.append((name, each, int(pixels.sum()), prob, share))
+    return pd.DataFrame(rows, columns=["model", "bin", "pixels", "prob", "polyp"])
+
+
+def calibration_error(table: pd.DataFrame) -> pd.Series:
+    """Return the expected calibration error of each model: the mean gap in `reliability`, weighted by pixels."""
+    gap = (table["prob"] - table["polyp"]).abs() * table["pixels"]
+    by_model = table.assign(gap=gap).groupby("model", sort=False)
+    return by_model["gap"].sum() / by_model["pixels"].sum()
+
+
+def plot_reliability(table: pd.DataFrame, title: str) -> Figure:
+    """Show predicted probability against the share that is polyp, above how many pixels say so."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(11, 8), height_ratios=(3, 1), sharex=True)
+    top.plot([0, 1], [0, 1], color="0.6", lw=2, ls="--")
+    top.text(0.31, 0.37, "calibrated", color="0.4", rotation=31, ha="center", fontsize="small")
+    errors = calibration_error(table)
+    for place, (name, part) in enumerate(table.groupby("model", sort=False)):
+        style = {"marker": MARKERS[place % 6], "color": PALETTE[place], "lw": 3, "ms": 10}
+        top.plot(part["prob"], part["polyp"], label=f"{name}: {errors[name]:.3f}", **style)
+        bottom.plot(part["prob"], 100 * part["pixels"] / part["pixels"].sum(), **style | {"ms": 7})
+    top.set(ylabel="share that is polyp", xlim=(0, 1), ylim=(-0.02, 1.02), title=title)
+    bottom.set(yscale="log", yticks=(0.1, 1, 10, 100), yticklabels=("0.1", "1", "10", "100"))
+    bottom.minorticks_off()
+    bottom.set(xlabel="predicted probability of polyp", ylabel="pixels (%)")
+    top.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small",
+               title="calibration error", title_fontsize="small")  # fmt: skip
+    return figure
