@@ -302,14 +302,16 @@ def check_same_inputs(found: dict[str, Any], wanted: dict[str, Any], path: Path)
     Only what both name is compared: an older version may not have named everything.
     """
 
-    def differ(one: Any, other: Any) -> bool:
+    def differences(one: Any, other: Any, name: str = "") -> list[str]:
         if isinstance(one, dict) and isinstance(other, dict):
-            return any(differ(one[key], other[key]) for key in one.keys() & other.keys())
-        return one != other
+            shared = [key for key in one if key in other]
+            return [d for key in shared for d in differences(one[key], other[key], f"{name} {key}")]
+        return [] if one == other else [f"{name.strip()} {one}, the run now has {other}"]
 
-    if differ(found, wanted):
+    differing = differences(found, wanted)
+    if differing:
         raise ValueError(
-            f"{path}: made from {found}, the run is now {wanted}; remove the folder, or give --force"
+            f"{path}: made from {'; '.join(differing)}; remove the folder, or give --force"
         )
 
 
