@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ultraseg_lib.deploy import native
+from ultraseg_lib.deploy import native, plan
 from ultraseg_lib.deploy.export import INPUT, onnx_bytes, to_onnx
 from ultraseg_lib.deploy.inference import LogitsOnly, exact_form
 
@@ -49,7 +49,7 @@ def cannot_run(
     precisions = tuple(PRECISIONS) if name == "openvino" else ("float32",)
     if precision not in precisions:
         return f"precision: {name} has no {precision!r}; choose from {', '.join(precisions)}"
-    return native.cannot_plan(model, size, threads) if name == "native" else ""
+    return plan.cannot_plan(model, size, threads) if name == "native" else ""
 
 
 def load_backend(
@@ -67,7 +67,7 @@ def load_backend(
     if lack := missing_part(name):
         raise RuntimeError(f"backend {name} is not here: {lack}")
     if name == "native":
-        return native.Plan(exact_form(model, size)).run
+        return plan.Plan(exact_form(model, size), precision == "bfloat16").run
     if name == "onnxruntime":
         return _onnxruntime(onnx_bytes(model, size), threads)
     if name == "openvino":

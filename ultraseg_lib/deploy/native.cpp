@@ -1,8 +1,13 @@
-// The few loops that UltraSeg needs, in float32 on one core: sixteen channels at a time.
+// The few loops that UltraSeg needs, on one core: sixteen channels at a time.
 // Features lie as (row, column, channel); `rs` is the distance of two rows, `ps` of two pixels, in
 // floats. Borders are zeros around the feature in memory, so that no loop asks where it is.
+// Convolutions also read bfloat16 (`half`): two neighbouring channels stand where a float would.
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(64)));
@@ -43,10 +48,25 @@ INLINE vec gelu(vec x) {  // erf to 1.5e-7: Abramowitz and Stegun 7.1.26
 }
 
 struct View { float* at; long rs, ps; };
-struct Conv { const float *weight, *bias; int out, rows, run, step, activation; };
+struct Conv { const float *weight, *bias; int out, rows, run, step, activation, half; };
+
+#ifdef __AVX512BF16__
+INLINE vec add_pair(vec sum, float pair, vec w) {  // two products of bfloat16, summed in float32
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(pair), (__m512bh)w);
+}
+static void narrow(const float* in, float* out, long n) {  // in place too; n a multiple of 16
+    for (long i = 0; i < n; i += 16) {
+        __m256bh v = _mm512_cvtneps_pbh((__m512)load(in + i));
+        std::memcpy(out + i / 2, &v, 32);
+    }
+}
+#else  // never called: `can_half` says no
+INLINE vec add_pair(vec sum, float, vec) { return sum; }
+static void narrow(const float*, float*, long) {}
+#endif
 
 // N x 16 outputs of P neighbouring pixels: `run` inputs (columns x channels) from each of the rows.
-template <int N, int P>
+template <int N, int P, bool Half>
 INLINE void pixels(const Conv& c, const float* weight, const float* bias, const float* src, long rs,
                    long ps, float* dst, long dps, const float* residual, long rps, vec* s, vec* q) {
     vec acc[P][N];
@@ -55,7 +75,8 @@ INLINE void pixels(const Conv& c, const float* weight, const float* bias, const 
         for (int j = 0; j < c.run; j++, weight += c.out)
             EACH(n, N) {
                 vec w = load(weight + 16 * n);
-                EACH(p, P) acc[p][n] += src[p * ps + j] * w;
+                EACH(p, P) acc[p][n] = Half ? add_pair(acc[p][n], src[p * ps + j], w)
+                                         : acc[p][n] + src[p * ps + j] * w;
             }
     EACH(p, P) EACH(n, N) {
         vec v = acc[p][n];
@@ -75,7 +96,7 @@ INLINE void pixels(const Conv& c, const float* weight, const float* bias, const 
 }
 
 // `Distance` is in.ps where it is known at compile time: sixteen pointers fit no register file.
-template <int N, int P, int Distance>
+template <int N, int P, bool Half, int Distance>
 static void rows(const Conv& c, int first, View in, View out, View add, int height, int width,
                  double* stats) {
     const long ps = Distance ? Distance : in.ps;
@@ -89,10 +110,10 @@ static void rows(const Conv& c, int first, View in, View out, View add, int heig
         auto plus = [&](int x) { return residual ? residual + x * add.ps : nullptr; };
         int x = 0;
         for (; x + P <= width; x += P)
-            pixels<N, P>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
+            pixels<N, P, Half>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
                          stats ? s : nullptr, q);
         for (; x < width; x++)
-            pixels<N, 1>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
+            pixels<N, 1, Half>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
                          stats ? s : nullptr, q);
         if (stats) EACH(n, N) EACH(i, 16) {
             stats[first + 16 * n + i] += s[n][i];
@@ -101,26 +122,47 @@ static void rows(const Conv& c, int first, View in, View out, View add, int heig
     }
 }
 
-using Rows = decltype(&rows<1, 1, 0>);
-template <int N, int P, int... Distances>
+using Rows = decltype(&rows<1, 1, false, 0>);
+template <int N, int P, bool Half, int... Distances>
 static Rows choose(long ps) {
-    Rows found = rows<N, P, 0>;
-    ((ps == Distances ? void(found = rows<N, P, Distances>) : void()), ...);
+    Rows found = rows<N, P, Half, 0>;
+    ((ps == Distances ? void(found = rows<N, P, Half, Distances>) : void()), ...);
     return found;
 }
 
 static void apply(const Conv& c, View in, View out, View add, int height, int width, double* stats) {
-    for (int first = 0; first < c.out;) {
-        int left = c.out - first, n = left % 48 == 0 ? 3 : left % 32 == 0 ? 2 : 1;
-        Rows run = n == 3   ? choose<3, 8, 16, 48, 64, 96>(in.ps)
-                   : n == 2 ? choose<2, 8, 48, 64, 96>(in.ps)
-                            : choose<1, 16, 6, 8, 12, 16, 32>(in.ps);
+    for (int first = 0, n; first < c.out; first += 16 * n) {
+        const int left = c.out - first;
+        n = left % 48 == 0 ? 3 : left % 32 == 0 ? 2 : 1;
+        Rows run = c.half ? (n == 3   ? choose<3, 8, true, 8, 24, 32, 48>(in.ps)
+                             : n == 2 ? choose<2, 8, true, 24, 32, 48>(in.ps)
+                                      : choose<1, 16, true, 3, 4, 6, 8, 16>(in.ps))
+                          : (n == 3   ? choose<3, 8, false, 16, 48, 64, 96>(in.ps)
+                             : n == 2 ? choose<2, 8, false, 48, 64, 96>(in.ps)
+                                      : choose<1, 16, false, 6, 8, 12, 16, 32>(in.ps));
         run(c, first, in, out, add, height, width, stats);
-        first += 16 * n;
     }
 }
 
 extern "C" {
+
+int can_half() {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+void narrow_feature(const float* in, float* out, int n) { narrow(in, out, n); }
+
+// Weights (inputs, out) in float32 to pairs of inputs (inputs / 2, out, 2) in bfloat16.
+void pair_weights(const float* weight, int inputs, int out, uint16_t* pairs) {
+    EACH(i, inputs) EACH(o, out) {
+        uint32_t bits;
+        std::memcpy(&bits, weight++, 4);
+        pairs[(i / 2 * out + o) * 2 + i % 2] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+}
 
 // out = activation(convolution(in) + add); `stats`: sum and sum of squares of each channel.
 void convolve(const Conv* c, const View* in, const View* out, const View* add, int height, int width,
@@ -171,7 +213,8 @@ void dilated(const float* weight, const Conv* mix, const View* in, const View* o
                 EACH(p, 8) store(line + (x + p) * 3 * third + d * third + g, acc[p]);
             }
         View to = {out->at + y * out->rs, 0, out->ps}, from = {in->at + y * in->rs, 0, in->ps};
-        apply(*mix, {line, 0, 3 * third}, to, from, 1, width, stats);
+        if (mix->half) narrow(line, line, 3l * third * width);
+        apply(*mix, {line, 0, 3 * third / (mix->half ? 2 : 1)}, to, from, 1, width, stats);
     }
 }
 
@@ -307,7 +350,8 @@ void finish(const View* in, const View* skip, int height, int width, const float
                                                              19, 20, 21, 22, 23)));
         }
         View sums = {gates, 0, 16};
-        apply(*heads, {line, 0, 8}, sums, {}, 1, width, nullptr);
+        if (heads->half) narrow(line, line, 8l * width);
+        apply(*heads, {line, 0, heads->half ? 4 : 8}, sums, {}, 1, width, nullptr);
         apply(*skip_head, {skip->at + y * skip->rs, 0, skip->ps}, sums, sums, 1, width, nullptr);
         for (int x = 0; x < width; x += 16) {
             vec part[4];
@@ -331,7 +375,10 @@ void resize_plane(const float* in, int in_width, float* out, int height, int wid
 }
 
 void take_image(const float* image, long channel, long row, long column, int size, const View* out) {
-    EACH(y, size) EACH(x, size) EACH(c, 3)
-        out->at[y * out->rs + 3 * x + c] = image[c * channel + y * row + x * column];
+    EACH(y, size) {
+        float* to = out->at + y * out->rs;
+        if (channel == 1 && column == 3) std::memcpy(to, image + y * row, 12l * size);
+        else EACH(c, 3) EACH(x, size) to[3 * x + c] = image[c * channel + y * row + x * column];
+    }
 }
 }
