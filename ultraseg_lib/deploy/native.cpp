@@ -29,6 +29,12 @@ INLINE float sum(vec v) {
     return (b[0] + b[1]) + (b[2] + b[3]);
 }
 
+INLINE half_vec halves(vec v, vec w) {  // sums of four: of v in the low half, of w in the high
+    vec a = __builtin_shufflevector(v, w, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+            __builtin_shufflevector(v, w, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    return __builtin_shufflevector(a, a, 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(a, a, 4, 5, 6, 7, 12, 13, 14, 15);
+}
 INLINE vec exponential(vec x) {  // e^x, relative error below 2e-7
     x = x < -87.f ? all(-87.f) : x > 88.f ? all(88.f) : x;
     vec t = x * 1.44269504f;
@@ -276,16 +282,22 @@ void pool(const View* in, const View* out, int channels, int height, int width, 
 
 struct Corner { int32_t low, high; float share; };  // bilinear, corners on corners, along one side
 
-INLINE vec mixed(const View& in, const Corner& v, const Corner& h, int c) {
-    const float *a = in.at + v.low * in.rs + c, *b = in.at + v.high * in.rs + c;
-    vec left = load(a + h.low * in.ps) * (1 - v.share) + load(b + h.low * in.ps) * v.share;
-    vec right = load(a + h.high * in.ps) * (1 - v.share) + load(b + h.high * in.ps) * v.share;
-    return left * (1 - h.share) + right * h.share;
+// One row of `n` floats between two rows of a feature without a border.
+INLINE void mix_rows(const View& in, const Corner& v, long n, float* line) {
+    const float *a = in.at + v.low * in.rs, *b = in.at + v.high * in.rs;
+    for (long i = 0; i < n; i += 16) store(line + i, load(a + i) + (load(b + i) - load(a + i)) * v.share);
+}
+INLINE vec mixed(const float* line, long ps, const Corner& h) {
+    vec low = load(line + h.low * ps);
+    return low + (load(line + h.high * ps) - low) * h.share;
 }
 void resize(const View* in, const View* out, int channels, int height, int width, const Corner* v,
-            const Corner* h) {
-    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16)
-        store(out->at + y * out->rs + x * out->ps + c, mixed(*in, v[y], h[x], c));
+            const Corner* h, float* line) {
+    EACH(y, height) {
+        mix_rows(*in, v[y], in->rs, line);
+        EACH(x, width) for (int c = 0; c < channels; c += 16)
+            store(out->at + y * out->rs + x * out->ps + c, mixed(line + c, in->ps, h[x]));
+    }
 }
 
 struct Gates { float weight[2][512], bias[2], own[2], other[2]; };  // region, boundary; 0 for none
@@ -294,17 +306,20 @@ struct Gates { float weight[2][512], bias[2], own[2], other[2]; };  // region, b
 void gate(const View* in, const View* out, float* other, int channels, int height, int width,
           const float* scale, const float* shift, const Corner* v, const Corner* h, const Gates* g,
           float* line) {
-    float *region = line, *edge = line + width;
+    float *region = line, *edge = line + width, *mix = line + 2 * width;
     EACH(y, height) {
+        mix_rows(*in, v[y], in->rs, mix);
         float* row = out->at + y * out->rs;
         EACH(x, width) {
             vec r = {}, e = {};
             for (int c = 0; c < channels; c += 16) {
-                vec f = gelu(mixed(*in, v[y], h[x], c) * load(scale + c) + load(shift + c));
+                vec f = gelu(mixed(mix + c, in->ps, h[x]) * load(scale + c) + load(shift + c));
                 store(row + x * out->ps + c, f);
                 r += f * load(g->weight[0] + c), e += f * load(g->weight[1] + c);
             }
-            region[x] = sum(r), edge[x] = sum(e);
+            half_vec both = halves(r, e);  // four sums each
+            region[x] = (both[0] + both[1]) + (both[2] + both[3]);
+            edge[x] = (both[4] + both[5]) + (both[6] + both[7]);
         }
         for (int x = 0; x < width; x += 16) {
             vec r = sigmoid(load(region + x) + g->bias[0]), e = sigmoid(load(edge + x) + g->bias[1]);
@@ -352,12 +367,13 @@ void attend_space(const View* in, int channels, int height, int width, float alp
 void finish(const View* in, const View* skip, int height, int width, const float* scale,
             const float* shift, const Corner* v, const Corner* h, const Conv* heads,
             const Conv* skip_head, const Gates* g, float bias, float* line, float* gates, float* out) {
+    float* mix = line + 8 * width;
     EACH(y, height) {
+        mix_rows(*in, v[y], in->rs, mix);
         for (int x = 0; x < width; x += 2) {
-            vec a = mixed(*in, v[y], h[x], 0) * load(scale) + load(shift);
-            vec b = mixed(*in, v[y], h[x + 1], 0) * load(scale) + load(shift);
-            store(line + 8 * x, gelu(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18,
-                                                             19, 20, 21, 22, 23)));
+            vec a = mixed(mix, 8, h[x]), b = mixed(mix, 8, h[x + 1]);
+            vec both = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+            store(line + 8 * x, gelu(both * load(scale) + load(shift)));
         }
         View sums = {gates, 0, 16};
         if (heads->half) narrow(line, line, 8l * width);
@@ -388,7 +404,10 @@ void take_image(const float* image, long channel, long row, long column, int siz
     EACH(y, size) {
         float* to = out->at + y * out->rs;
         if (channel == 1 && column == 3) std::memcpy(to, image + y * row, 12l * size);
-        else EACH(c, 3) EACH(x, size) to[3 * x + c] = image[c * channel + y * row + x * column];
+        else if (column == 1) {
+            const float *r = image + y * row, *g = r + channel, *b = g + channel;
+            EACH(x, size) to[3 * x] = r[x], to[3 * x + 1] = g[x], to[3 * x + 2] = b[x];
+        } else EACH(c, 3) EACH(x, size) to[3 * x + c] = image[c * channel + y * row + x * column];
     }
 }
 }

@@ -310,7 +310,8 @@ class Plan:
         size = self.size // 16
         small, shallow = self.feature(size, 48), Feature(both, halo=1)
         table = corners(2 * size, size)
-        self.call("resize", skip3.view(), small.view(), 48, size, size, table, table)
+        self.call("resize", skip3.view(), small.view(), 48, size, size, table, table,
+                  zeros(96 * size))  # fmt: skip
         conv = self.conv(taps(model.agf.project.weight), model.agf.project.bias)
         self.convolve(conv, self.read(small), shallow.view(), size)
         narrow, batch, _, wide, _ = model.agf.attention
@@ -354,7 +355,7 @@ class Plan:
         scale, shift = self.norm(stage.norm, stats, size * size, np.arange(channels))
         own, other, table = self.feature(target, channels), zeros(target, target), corners(size, target)  # fmt: skip
         self.call("gate", mixed.view(), own.view(), other, channels, target, target, scale, shift,
-                  table, table, self.gates(stage), zeros(2 * target + 16))  # fmt: skip
+                  table, table, self.gates(stage), zeros(2 * target + channels * size))  # fmt: skip
         if not isinstance(stage.adaptor, nn.Identity):
             narrow, _, wide = stage.adaptor
             own = self.pointwise(wide, self.pointwise(narrow, own, target, RELU), target)
@@ -377,6 +378,6 @@ class Plan:
         last[..., 3:4] = taps(stage.skip.weight)
         heads = self.conv(weight, bias), self.conv(last, np.zeros(16))
         self.call("finish", mixed.view(), self.read(skip), size // 2, size // 2, scale, shift,
-                  table, table, *heads, self.gates(stage), float(stage.bias), zeros(4 * size),
+                  table, table, *heads, self.gates(stage), float(stage.bias), zeros(6 * size),
                   zeros(8 * size), half)  # fmt: skip
         return half
