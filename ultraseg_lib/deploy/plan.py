@@ -161,9 +161,7 @@ class Plan:
         weight = np.zeros((1, 1, source.array.shape[-1], conv.out_channels), np.float32)
         weight[:, :, : conv.in_channels] = taps(conv.weight)
         target = self.feature(size, conv.out_channels)
-        self.convolve(
-            self.conv(weight, conv.bias, act=act), self.read(source), target.view(), size
-        )
+        self.convolve(self.conv(weight, conv.bias, act=act), self.read(source), target.view(), size)
         return target
 
     def norm(
@@ -218,7 +216,9 @@ class Plan:
         self.image = image.view()
         out = stage.down.out_channels
         pair = self.conv(beside(taps(stage.conv.weight[:out, :, :3, :3]), 1), stage.conv.bias[:out].repeat(2))  # fmt: skip
-        stats = self.convolve(pair, self.read(image, -1, -1, 2), View(), size, size // 2, stats=True)
+        stats = self.convolve(
+            pair, self.read(image, -1, -1, 2), View(), size, size // 2, stats=True
+        )
         both = np.tile(np.arange(out), 2)
         scale, shift = self.norm(stage.norm, stats, size * size // 2, both)[:, :out]
         table, moved = self.merge(stage)
