@@ -391,23 +391,23 @@ def test_prefers_the_fastest_backend(monkeypatch):
 def test_default_weights_are_those_of_the_mixed_set_then_kvasir(outputs):
     runs = outputs / "reference" / "runs"
     with pytest.raises(FileNotFoundError, match="none is trained"):
-        predict.find_weights("ultraseg_130k")
+        weights_of.find_weights("ultraseg_130k")
     for dataset, expected in (("cvc_clinicdb", None), ("kvasir_seg", "kvasir_seg"), ("mixed",) * 2):
         folder = runs / f"ultraseg_130k-{dataset}-strong-clean-e3-s0"
         folder.mkdir(parents=True)
         (folder / "scores.csv").touch()
         if expected:
-            found = predict.find_weights("ultraseg_130k")
+            found = weights_of.find_weights("ultraseg_130k")
             assert (
                 found == runs / f"ultraseg_130k-{expected}-strong-clean-e3-s0/weights.safetensors"
             )
-    named = predict.find_weights("ultraseg_130k", "cvc_clinicdb")
+    named = weights_of.find_weights("ultraseg_130k", "cvc_clinicdb")
     assert named.parent.name == "ultraseg_130k-cvc_clinicdb-strong-clean-e3-s0"
 
 
 def test_weights_without_a_config_are_taken_for_256_px(weights, tmp_path):
-    assert predict.trained_size(weights) == SIZE
-    assert predict.trained_size(tmp_path / "weights.safetensors") == 256
+    assert weights_of.trained_size(weights) == SIZE
+    assert weights_of.trained_size(tmp_path / "weights.safetensors") == 256
 
 
 def test_camera_frames_are_turned_from_bgr(monkeypatch):

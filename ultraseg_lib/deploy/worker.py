@@ -17,7 +17,7 @@ import numpy as np
 
 from ultraseg_lib.deploy.backends import load_backend
 from ultraseg_lib.deploy.frame import segment_frame, to_image
-from ultraseg_lib.models import create_model
+from ultraseg_lib.deploy.weights import seeded_model
 
 WARM_UP = 3  # untimed calls
 LIMITS = {  # what makes the backends leave out newer instructions, read when they are loaded
@@ -39,6 +39,10 @@ class Setting:
     precision: str = "float32"
     threads: int = 1
     isa: str = "all"
+
+    def label(self) -> str:
+        """Say it in a line."""
+        return f"{self.model} by {self.backend} in {self.precision}, {self.threads} thread(s), {self.isa}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def _serve(
     """Load a backend, compare it, then time what is asked for, until nothing is."""
     try:
         pin(setting.threads)  # before the backend starts its threads
-        model = create_model(setting.model, weights=weights).eval()
+        model = seeded_model(setting.model, weights)
         before, size = peak_memory(), scene.image.shape[-1]
         run = load_backend(setting.backend, model, size, setting.threads, setting.precision)
         found = compare(run(scene.image), exact)
@@ -182,5 +186,5 @@ class Worker:
         except EOFError:
             answer = "the process ended"
         if isinstance(answer, str):
-            raise RuntimeError(f"{self.setting}: {answer}")
+            raise RuntimeError(answer)
         return answer
