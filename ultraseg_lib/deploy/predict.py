@@ -48,6 +48,7 @@ class Shot:
     frame: int
     stem: str
     pixels: np.ndarray
+    is_video: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _read_video(
         failed = 0 if is_read else failed + 1
         if is_read:
             rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-            yield Shot(file, number, f"{stem}_{number:06d}", rgb)
+            yield Shot(file, number, f"{stem}_{number:06d}", rgb, is_video=True)
         else:
             yield DataError(f"{file}: frame {number} cannot be decoded")
         if failed == PATIENCE:
@@ -240,6 +241,18 @@ def overlay(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return drawn
 
 
+def write_latency(drawn: np.ndarray, milliseconds: float) -> None:
+    """Write the latency and the frame rate into the upper left corner of a frame, in place."""
+    text = f"{milliseconds:.1f} ms, {1000 / milliseconds:.0f} frames/s"
+    scale = max(drawn.shape[0] / 500, 0.35)
+    place = (round(12 * scale), round(30 * scale))
+    for colour, width in (((0, 0, 0), 4), ((255, 255, 255), 1)):
+        thickness = max(1, round(width * scale))
+        cv2.putText(
+            drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA
+        )
+
+
 def check_output(folder: Path, source: Source) -> None:
     """Raise ValueError where results in ``folder`` would land among the input files."""
     if source.folder is not None:
@@ -255,11 +268,17 @@ def _make_folder(folder: Path) -> None:
         raise ValueError(f"--output {folder}: cannot be made: {error.strerror}") from None
 
 
+def encode(suffix: str, pixels: np.ndarray) -> bytes:
+    """Encode a frame (H, W, 3) uint8 RGB or a mask (H, W) as a picture file, in memory."""
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(suffix, pixels, FULL_COLOUR if suffix == ".jpg" else [])[1].tobytes()
+
+
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Encode in memory, so that names of any alphabet work and a file is whole or not there."""
-    encoded = cv2.imencode(path.suffix, pixels, FULL_COLOUR if path.suffix == ".jpg" else [])[1]
+    """Write what was encoded in memory, so that names of any alphabet work."""
     with whole_file(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+        temporary.write_bytes(encode(path.suffix, pixels))
 
 
 def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
@@ -316,16 +335,23 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
     return outcome
 
 
+def timed(segment: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a frame's mask and the milliseconds that it took."""
+    start = time.perf_counter()
+    mask = segment(pixels)
+    return mask, (time.perf_counter() - start) * 1000
+
+
 def _predict_one(shot: Shot, segment: Segmenter, folder: Path) -> dict[str, object]:
     """Segment one frame and write its pictures; return its row of the table."""
-    start = time.perf_counter()
-    mask = segment(shot.pixels)
-    latency = (time.perf_counter() - start) * 1000
+    mask, latency = timed(segment, shot.pixels)
     name = f"{shot.stem}.png"
     height, width = mask.shape
     row = {"file": shot.file, "frame": shot.frame, "mask": name, "width": width, "height": height}
     row |= measure(mask) | {"latency_ms": round(latency, 3)}
-    outlined = cv2.cvtColor(overlay(shot.pixels, mask), cv2.COLOR_RGB2BGR)
-    _write_picture(folder / "overlays" / f"{shot.stem}.jpg", outlined)
+    drawn = overlay(shot.pixels, mask)
+    if shot.is_video:
+        write_latency(drawn, latency)
+    _write_picture(folder / "overlays" / f"{shot.stem}.jpg", drawn)
     _write_picture(folder / name, mask)  # last: Ctrl-C leaves no mask without its row
     return row
