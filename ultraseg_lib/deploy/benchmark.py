@@ -21,8 +21,16 @@ from ultraseg_lib.deploy.anatomy import time_parts, time_rewrites
 from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend
 from ultraseg_lib.deploy.frame import to_image
 from ultraseg_lib.deploy.timing import LEAST, TURN, Timed, time_in_turns
-from ultraseg_lib.deploy.weights import seeded_model, trained_runs
-from ultraseg_lib.deploy.worker import LIMITS, WARM_UP, Scene, Setting, Worker, compare
+from ultraseg_lib.deploy.weights import trained_runs
+from ultraseg_lib.deploy.worker import (
+    LIMITS,
+    WARM_UP,
+    Scene,
+    Setting,
+    Worker,
+    compare,
+    seeded_model,
+)
 from ultraseg_lib.models import MODELS, create_model, find_model
 from ultraseg_lib.paths import PAPER, outputs_dir, write_json
 from ultraseg_lib.provenance import provenance
@@ -45,7 +53,7 @@ class Row:
     timed: dict[str, Timed] = field(default_factory=dict)
     fault: str = ""
 
-    def load(self, exact: np.ndarray) -> None:
+    def check(self, exact: np.ndarray) -> None:
         """Wait until the process has loaded and compared; note what is wrong, if anything is."""
         try:
             self.found = self.worker.report()
@@ -159,9 +167,11 @@ def working(
     rows: list[Row] = []
     try:
         for setting in settings:
-            rows.append(Row(Worker(setting, weights, scene, exact)))
+            rows.append(Row(Worker(setting)))
         for row in rows:
-            row.load(exact)
+            row.worker.give(weights, scene, exact)
+        for row in rows:
+            row.check(exact)
         yield rows
     finally:
         for row in rows:

@@ -3,10 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from ultraseg_lib.models import create_model
 from ultraseg_lib.study import Run, finished_runs, read_scores
 from ultraseg_lib.variants import find_variant
 
@@ -55,12 +51,6 @@ def find_weights(model: str, weights: str | None = None) -> Path:
         f"weights: neither a file nor a trained {model} named {weights or 'at all'}; give a"
         f" .safetensors file or one of: {', '.join(trained) or '(none is trained)'}"
     )
-
-
-def seeded_model(model: str, weights: Path | None) -> nn.Module:
-    """Return a model in evaluation mode with these weights, else with those of seed 0."""
-    torch.manual_seed(0)
-    return create_model(model, weights=weights).eval()
 
 
 def trained_size(weights: Path) -> int:

@@ -14,10 +14,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from torch import nn
 
 from ultraseg_lib.deploy.backends import load_backend
 from ultraseg_lib.deploy.frame import segment_frame, to_image
-from ultraseg_lib.deploy.weights import seeded_model
+from ultraseg_lib.models import create_model
 
 WARM_UP = 3  # untimed calls
 LIMITS = {  # what makes the backends leave out newer instructions, read when they are loaded
@@ -58,6 +60,12 @@ class Scene:
         """Make a scene of a frame."""
         coded = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
         return cls(frame, coded, np.ascontiguousarray(to_image(frame, size)))
+
+
+def seeded_model(model: str, weights: Path | None) -> nn.Module:
+    """Return a model in evaluation mode with these weights, else with those of seed 0."""
+    torch.manual_seed(0)
+    return create_model(model, weights=weights).eval()
 
 
 def pin(threads: int) -> None:
@@ -118,11 +126,10 @@ def calls_of(run: Callable[[np.ndarray], np.ndarray], scene: Scene) -> dict[str,
     }
 
 
-def _serve(
-    pipe: Connection, setting: Setting, weights: Path | None, scene: Scene, exact: np.ndarray
-) -> None:
+def _serve(pipe: Connection, setting: Setting) -> None:
     """Load a backend, compare it, then time what is asked for, until nothing is."""
     try:
+        weights, scene, exact = pipe.recv()
         pin(setting.threads)  # before the backend starts its threads
         model = seeded_model(setting.model, weights)
         before, size = peak_memory(), scene.image.shape[-1]
@@ -151,22 +158,26 @@ def limited(isa: str) -> Iterator[None]:
 
 
 class Worker:
-    """A process that times one row; `report` waits until it is loaded and compared."""
+    """A process that times one row. It starts at once, so that many can start side by side."""
 
-    def __init__(
-        self, setting: Setting, weights: Path | None, scene: Scene, exact: np.ndarray
-    ) -> None:
+    def __init__(self, setting: Setting) -> None:
         self.setting = setting
         context = multiprocessing.get_context("spawn")  # a fresh process: nothing is inherited
         self.pipe, other = context.Pipe()
-        arguments = (other, setting, weights, scene, exact)
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process = context.Process(target=_serve, args=(other, setting), daemon=True)
         with limited(setting.isa):
             self.process.start()
         other.close()
 
+    def give(self, weights: Path | None, scene: Scene, exact: np.ndarray) -> None:
+        """Say what to load and what to compare it with; waits until the process has started."""
+        self.pipe.send((weights, scene, exact))
+
     def report(self) -> dict[str, float]:
-        """Return parity, pixels_equal, and the memory in MB of the backend and of the process."""
+        """Return parity, pixels_equal, and the memory in MB of the backend and of the process.
+
+        Waits until all is loaded; raises RuntimeError, with the reason, where it cannot be.
+        """
         return self._receive()
 
     def sample(self, scope: str, count: int) -> list[float]:
