@@ -87,6 +87,17 @@ def test_without_a_compiler_the_other_backends_stay(monkeypatch):
         native.problem.cache_clear()
 
 
+@needs_kernels
+def test_where_registers_are_narrow_the_other_backends_stay(monkeypatch, outputs):
+    native.problem.cache_clear()
+    monkeypatch.setenv("ULTRASEG_MARCH", "x86-64")
+    try:
+        assert "written for AVX-512" in missing_part("native")
+        assert "native" not in available_backends()
+    finally:
+        native.problem.cache_clear()
+
+
 def test_a_compiler_that_fails_is_no_crash(monkeypatch, outputs):
     native.problem.cache_clear()
     monkeypatch.setenv("ULTRASEG_MARCH", "no-such-processor")

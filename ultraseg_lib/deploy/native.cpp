@@ -162,6 +162,13 @@ static void apply(const Conv& c, View in, View out, View add, int height, int wi
 
 extern "C" {
 
+int is_fast() {  // sixteen lanes on narrower registers are slower than any other backend
+#ifdef __AVX512F__
+    return 1;
+#else
+    return 0;
+#endif
+}
 int can_half() {
 #ifdef __AVX512BF16__
     return 1;

@@ -25,9 +25,8 @@ WARM_UP = 3  # untimed calls
 LIMITS = {  # what makes the backends leave out newer instructions, read when they are loaded
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",  # PyTorch's convolutions
+        "ONEDNN_MAX_CPU_ISA": "AVX2",  # convolutions of PyTorch and OpenVINO
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",  # its matrix products
-        "ULTRASEG_MARCH": "x86-64-v3",  # our own kernels
     },
 }
 
