@@ -2,13 +2,14 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from deployed import generated_image, lively_model
 
 from ultraseg_lib.__main__ import main
 from ultraseg_lib.deploy import anatomy, benchmark, worker
-from ultraseg_lib.deploy.frame import segment_frame
+from ultraseg_lib.deploy.frame import enlarge, segment_frame
 from ultraseg_lib.deploy.timing import LEAST, TURN, Timed, time_in_turns
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import ROOT
@@ -119,11 +120,18 @@ def test_rows_are_timed_in_turns_for_so_many_frames_or_seconds():
 def test_the_whole_frame_gets_a_mask_of_its_size():
     frame = benchmark.generated_scene(SCENE_SIZE).frame
     assert frame.shape == (*benchmark.FRAME, 3)
-    half = np.where(np.arange(SCENE_SIZE) < SCENE_SIZE / 2, 1.0, -1.0)
+    half = np.where(np.arange(SCENE_SIZE) < SCENE_SIZE / 2, 1.0, -1.0).astype(np.float32)
     mask = segment_frame(frame, lambda image: np.broadcast_to(half, image[:, :1].shape), SCENE_SIZE)
     assert mask.shape == benchmark.FRAME
     assert (mask[:, :640] == 255).all()
     assert (mask[:, 640:] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1024, 1280), (577, 723), (40, 31), (1, 1)])
+def test_masks_are_enlarged_as_opencv_does(shape):
+    mask = np.where(np.random.default_rng(0).random((64, 64)) > 0.5, np.uint8(255), np.uint8(0))
+    expected = cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST)
+    assert np.array_equal(enlarge(mask, shape), expected)
 
 
 def test_parts_are_measured_without_leaving_hooks():

@@ -82,6 +82,6 @@ def test_masks_of_real_images_are_the_trained_models(real_data):
         pytest.skip("no trained weights are here")
     test = study.load_frames_of("kvasir_seg", study.load_profile("lite")).part("test")
     for row in agreement("ultraseg_130k", np.asarray(test.images[:5])):
-        exact = row["precision"] == "float32"
-        assert row["pixels_equal"] > (0.99999 if exact else 0.99), row
-        assert row["relative_parity"] < (1e-4 if exact else 0.1), row
+        exact, engine = row["precision"] == "float32", row["backend"] != "inference"
+        assert row["pixels_equal"] > (0.9999 if exact else 0.99), row
+        assert row["relative_parity"] < (0.1 if not exact else 1e-3 if engine else 1e-4), row
