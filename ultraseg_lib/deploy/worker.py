@@ -140,6 +140,8 @@ def _serve(pipe: Connection, setting: Setting) -> None:
         pipe.send(found | {"memory_mb": peak_memory() - before, "peak_memory_mb": peak_memory()})
         for scope, count in iter(pipe.recv, None):
             pipe.send(sample(calls[scope], count))
+    except EOFError:  # the parent is gone
+        return
     except Exception as error:  # the parent says which row it was
         pipe.send(f"{type(error).__name__}: {error}")
 
