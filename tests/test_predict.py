@@ -15,6 +15,7 @@ from ultraseg_lib import metrics
 from ultraseg_lib.__main__ import main
 from ultraseg_lib.data.synthetic import generate_frame, synthetic_video
 from ultraseg_lib.deploy import predict
+from ultraseg_lib.deploy import weights as deployed_weights
 from ultraseg_lib.models import create_model
 from ultraseg_lib.paths import write_json
 from ultraseg_lib.report.figures import PRED
@@ -380,34 +381,45 @@ def test_falls_back_to_pytorch_without_the_extras_and_says_so(
     assert (tmp_path / "out" / "a.png").exists()
 
 
-def test_prefers_the_fastest_backend(monkeypatch):
-    everything = ["eager", "inference", "compiled", "onnxruntime", "openvino"]
+def test_prefers_the_fastest_backend_that_runs_the_model(monkeypatch):
+    everything = ["eager", "inference", "compiled", "onnxruntime", "openvino", "native"]
+    model, other = create_model("ultraseg_130k"), create_model("unet_tiny")
     monkeypatch.setattr(predict, "available_backends", lambda: everything)
-    assert predict.pick_backend() == "openvino"
+    assert predict.pick_backend(model, 256) == "native"
+    assert predict.pick_backend(model, 256, threads=2) == "openvino"
+    assert predict.pick_backend(model, 80) == "openvino"
+    assert predict.pick_backend(other, 256) == "openvino"
     monkeypatch.setattr(predict, "available_backends", lambda: everything[:4])
-    assert predict.pick_backend() == "onnxruntime"
+    assert predict.pick_backend(model, 256) == "onnxruntime"
 
 
-def test_default_weights_are_those_of_the_mixed_set_then_kvasir(outputs):
+def test_default_weights_are_mixed_ones_then_the_best(outputs):
     runs = outputs / "reference" / "runs"
     with pytest.raises(FileNotFoundError, match="none is trained"):
-        predict.find_weights("ultraseg_130k")
-    for dataset, expected in (("cvc_clinicdb", None), ("kvasir_seg", "kvasir_seg"), ("mixed",) * 2):
+        deployed_weights.find_weights("ultraseg_130k")
+    for dataset, dice, expected in (
+        ("cvc_clinicdb", 0.7, "cvc_clinicdb"), ("kvasir_seg", 0.8, "kvasir_seg"),
+        ("polypgen", 0.6, "kvasir_seg"), ("mixed", 0.5, "mixed"),
+    ):  # fmt: skip
         folder = runs / f"ultraseg_130k-{dataset}-strong-clean-e3-s0"
         folder.mkdir(parents=True)
-        (folder / "scores.csv").touch()
-        if expected:
-            found = predict.find_weights("ultraseg_130k")
-            assert (
-                found == runs / f"ultraseg_130k-{expected}-strong-clean-e3-s0/weights.safetensors"
-            )
-    named = predict.find_weights("ultraseg_130k", "cvc_clinicdb")
+        (folder / "scores.csv").write_text(f"image_id,test_set,dice\na,{dataset},{dice}\n")
+        found = deployed_weights.find_weights("ultraseg_130k")
+        assert found == runs / f"ultraseg_130k-{expected}-strong-clean-e3-s0/weights.safetensors"
+    named = deployed_weights.find_weights("ultraseg_130k", "cvc_clinicdb")
     assert named.parent.name == "ultraseg_130k-cvc_clinicdb-strong-clean-e3-s0"
 
 
+def test_video_overlays_show_the_latency():
+    frame = np.full((120, 200, 3), 90, np.uint8)
+    predict.write_latency(frame, 3.2)
+    assert (frame[:30] == 255).any()
+    assert (frame[60:] == 90).all()
+
+
 def test_weights_without_a_config_are_taken_for_256_px(weights, tmp_path):
-    assert predict.trained_size(weights) == SIZE
-    assert predict.trained_size(tmp_path / "weights.safetensors") == 256
+    assert deployed_weights.trained_size(weights) == SIZE
+    assert deployed_weights.trained_size(tmp_path / "weights.safetensors") == 256
 
 
 def test_camera_frames_are_turned_from_bgr(monkeypatch):

@@ -1,8 +1,7 @@
-"""The command line: ``python -m ultraseg_lib check | data | study | run | predict | teach | …``."""
+"""The command line: ``python -m ultraseg_lib check | data | study | run | bench | predict | …``."""
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -219,19 +218,20 @@ def _at_least_one(text: str) -> int:
 
 def command_bench(args: argparse.Namespace) -> int:
     """Time the models of Table 4 on this CPU, every backend that is here."""
-    if args.isa:  # before the backends are imported
-        from ultraseg_lib.deploy import INSTRUCTION_SETS
-
-        os.environ.update(INSTRUCTION_SETS[args.isa])
-    from ultraseg_lib.deploy.benchmark import benchmark, table
+    from ultraseg_lib.deploy import benchmark
     from ultraseg_lib.paths import outputs_dir, write_json
 
-    backends = args.backends and list(args.backends)
-    models = args.models and list(args.models)
+    options = {
+        k: v and list(v) for k, v in vars(args).items() if k in ("models", "backends", "isas")
+    }
     threads = [args.threads] if args.threads else None
-    result = benchmark(models, backends, threads, args.size, args.frames, args.seconds)
+    result = benchmark.benchmark(
+        **options, threads=threads, size=args.size, frames=args.frames, seconds=args.seconds
+    )
+    if args.dataset:
+        result["real_images"] = benchmark.agreement_on(args.dataset, options["models"], args.size)
     write_json(args.output or outputs_dir("bench") / "bench.json", result)
-    print(json.dumps(result, indent=2) if args.json else table(result))
+    print(json.dumps(result, indent=2) if args.json else benchmark.table(result))
     for line in () if args.json else result["left_out"]:
         print(f"left out: {line}")
     return 0
@@ -244,20 +244,23 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the image (default: 256)")
     parser.add_argument("--frames", type=int, default=200, help="timed frames a row, 10 at least")
     parser.add_argument("--seconds", type=float, default=20, help="a row, if 10 frames are done")
-    parser.add_argument("--isa", choices=("avx2",), help="leave out newer instructions")
+    parser.add_argument(
+        "--isas", type=_list_of(str), help="all, avx2 (newer instructions left out); default: all"
+    )
+    parser.add_argument("--dataset", help="compare masks on its test images too (kvasir_seg, …)")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("-o", "--output", type=Path, help="default: outputs/bench/bench.json")
 
 
 def command_export(args: argparse.Namespace) -> int:
     """Write models in their exact inference form as ONNX and OpenVINO files."""
-    from ultraseg_lib.deploy.benchmark import trained_weights
     from ultraseg_lib.deploy.export import export
+    from ultraseg_lib.deploy.weights import trained_runs
     from ultraseg_lib.models import create_model
     from ultraseg_lib.paths import outputs_dir
 
     for name in args.models:
-        weights = args.weights or trained_weights(name)
+        weights = args.weights or next(iter(trained_runs(name).values()), None)
         model = create_model(name, weights=weights)
         files = export(name, model, args.output or outputs_dir("export"), args.size, weights)
         print(f"{name} ({weights or 'untrained'}):", *files, sep="\n  ")
@@ -274,12 +277,14 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def command_predict(args: argparse.Namespace) -> int:
     """Segment an image, a folder of images, a video or a camera; 1 if a frame was bad."""
     from ultraseg_lib.deploy import predict
+    from ultraseg_lib.deploy.weights import find_weights, trained_size
 
     source = predict.open_source(args.path)
     predict.check_output(args.output, source)
-    weights = predict.find_weights(args.model, args.weights)
-    backend = args.backend or predict.pick_backend()
-    segment = predict.load_segmenter(args.model, weights, backend, args.threads)
+    weights = find_weights(args.model, args.weights)
+    network, size = predict.load_network(args.model, weights), trained_size(weights)
+    backend = args.backend or predict.pick_backend(network, size, args.threads)
+    segment = predict.load_segmenter(network, size, backend, args.threads)
     print(f"{args.model} from {weights}, {backend} on {args.threads} thread(s)", flush=True)
     outcome = predict.predict(source, segment, args.output, args.limit)
     print(f"{outcome.summary()}; results in {args.output}")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ultraseg_lib.deploy import native
+from ultraseg_lib.deploy import native, plan
 from ultraseg_lib.deploy.export import INPUT, onnx_bytes, to_onnx
 from ultraseg_lib.deploy.inference import LogitsOnly, exact_form
 
@@ -20,6 +20,11 @@ BACKENDS = {  # all but the first run the exact inference form
     "native": "own kernels, UltraSeg-108K and -130K on one core",
 }
 PACKAGES = {"onnx": ("onnx",), "onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # fmt: skip
+ALL_PRECISIONS = {
+    "openvino": ("float32", "bfloat16", "float16"),
+    "native": ("float32", "bfloat16"),
+}
+LIMITABLE = ("eager", "inference", "openvino")  # OpenVINO in all but its element-wise kernels
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's names
 
 Runner = Callable[[np.ndarray], np.ndarray]
@@ -35,21 +40,35 @@ def missing_part(name: str) -> str:
     packages = [each for each in PACKAGES.get(name, ()) if find_spec(each) is None]
     if packages:
         return f"{', '.join(packages)} missing: pip install -e '.[deploy]'"
-    if name in ("compiled", "native") and not native.compiler():
+    if name == "compiled" and not native.compiler():
         return "no C++ compiler: install g++ or clang++"
-    return ""
+    return native.problem() if name == "native" else ""
 
 
 def cannot_run(
-    name: str, model: nn.Module, size: int, threads: int = 1, precision: str = "float32"
+    name: str,
+    model: nn.Module,
+    size: int,
+    threads: int = 1,
+    precision: str = "float32",
+    isa: str = "all",
 ) -> str:
-    """Return why `load_backend` would refuse these arguments; nothing where it would not."""
+    """Return why `load_backend` would refuse these arguments; nothing where it would not.
+
+    `isa`: "avx2" where newer instructions are to be left out, which not all can.
+    """
     if name not in BACKENDS:
         return f"backend: unknown {name!r}; choose from {', '.join(BACKENDS)}"
-    precisions = tuple(PRECISIONS) if name == "openvino" else ("float32",)
+    precisions = ALL_PRECISIONS.get(name, ("float32",))
     if precision not in precisions:
         return f"precision: {name} has no {precision!r}; choose from {', '.join(precisions)}"
-    return native.cannot_plan(model, size, threads) if name == "native" else ""
+    if isa != "all" and (name not in LIMITABLE or precision != "float32"):
+        return f"instruction sets: {name} in {precision} has no setting for {isa} alone"
+    if name != "native":
+        return ""
+    if precision == "bfloat16" and not native.has_bfloat16():
+        return "native multiplies in bfloat16 on CPUs with avx512_bf16 only"
+    return plan.cannot_plan(model, size, threads)
 
 
 def load_backend(
@@ -67,7 +86,7 @@ def load_backend(
     if lack := missing_part(name):
         raise RuntimeError(f"backend {name} is not here: {lack}")
     if name == "native":
-        return native.Plan(exact_form(model, size)).run
+        return plan.Plan(exact_form(model, size), half=precision == "bfloat16").run
     if name == "onnxruntime":
         return _onnxruntime(onnx_bytes(model, size), threads)
     if name == "openvino":
@@ -103,14 +122,8 @@ def _onnxruntime(graph: bytes, threads: int) -> Runner:
     return lambda image: session.run(None, {INPUT: image})[0]
 
 
-def openvino_request(
-    network: nn.Module,
-    size: int,
-    threads: int = 1,
-    precision: str = "float32",
-    profile: bool = False,
-) -> "openvino.InferRequest":  # noqa: F821
-    """Compile a network as it is for OpenVINO; with `profile` each layer's time is kept."""
+def openvino_runner(network: nn.Module, size: int, threads: int, precision: str) -> Runner:
+    """Return the runner of a network as it is; the image is not copied if it is contiguous."""
     import openvino
 
     core = openvino.Core()
@@ -121,14 +134,8 @@ def openvino_request(
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # the benchmark pins
-        "PERF_COUNT": profile,
     }
-    return core.compile_model(graph, "CPU", settings).create_infer_request()
-
-
-def openvino_runner(network: nn.Module, size: int, threads: int, precision: str) -> Runner:
-    """Return the runner of a network as it is; the image is not copied if it is contiguous."""
-    request = openvino_request(network, size, threads, precision)
+    request = core.compile_model(graph, "CPU", settings).create_infer_request()
 
     def run(image: np.ndarray) -> np.ndarray:
         return request.infer([np.ascontiguousarray(image)], share_inputs=True)[0].copy()

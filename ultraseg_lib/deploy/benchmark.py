@@ -1,17 +1,15 @@
-"""The speed of every model on this CPU: pinned cores, all rows in turns, outputs compared first."""
+"""The speed of every model on this CPU: pinned cores, rows in turns, outputs compared first."""
 
 import copy
+import json
 import os
-import resource
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -19,16 +17,28 @@ from torch import nn
 from tqdm import tqdm
 
 from ultraseg_lib.data.synthetic import generate_frame
-from ultraseg_lib.deploy import INSTRUCTION_SETS
-from ultraseg_lib.deploy.backends import Runner, available_backends, cannot_run, load_backend
-from ultraseg_lib.deploy.frame import segment_frame, to_image
+from ultraseg_lib.deploy.anatomy import time_parts, time_rewrites
+from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend
+from ultraseg_lib.deploy.frame import to_image
+from ultraseg_lib.deploy.timing import LEAST, TURN, Timed, time_in_turns
+from ultraseg_lib.deploy.weights import trained_runs
+from ultraseg_lib.deploy.worker import (
+    LIMITS,
+    WARM_UP,
+    Scene,
+    Setting,
+    Worker,
+    compare,
+    seeded_model,
+)
 from ultraseg_lib.models import MODELS, create_model, find_model
-from ultraseg_lib.paths import PAPER, outputs_dir
+from ultraseg_lib.paths import PAPER, outputs_dir, write_json
 from ultraseg_lib.provenance import provenance
+from ultraseg_lib.study import load_frames_of, load_profile
 
 FRAME = (1024, 1280)  # height and width of a colonoscope's picture
-WARM_UP, TURN, LEAST = 3, 5, 10  # untimed calls, timed calls in a turn, timed calls at least
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # of the largest logit
+PARITY = 1e-3  # how far a float32 logit may be from the trained model's
+REWRITTEN = "ultraseg_130k"  # the model whose parts and rewrites are timed
 FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd",
 )  # fmt: skip
@@ -36,27 +46,34 @@ FLAGS = (
 
 @dataclass
 class Row:
-    """One line of the benchmark: its settings, its parity, and its calls by scope."""
+    """One line of the benchmark: its setting, what its process said when loaded, and its times."""
 
-    model: str
-    backend: str
-    precision: str
-    threads: int
-    parity: float = float("nan")
-    pixels_equal: float = float("nan")
-    run: Runner | None = None
-    calls: "dict[str, Timed]" = field(default_factory=dict)
+    worker: Worker
+    found: dict[str, float] = field(default_factory=dict)
+    timed: dict[str, Timed] = field(default_factory=dict)
+    fault: str = ""
+
+    def check(self, exact: np.ndarray) -> None:
+        """Wait until the process has loaded and compared; note what is wrong, if anything is."""
+        try:
+            self.found = self.worker.report()
+            self.fault = fault(self.worker.setting, self.found, exact)
+        except RuntimeError as error:
+            self.fault = str(error)
+
+    def plan(self, frames: int, seconds: float) -> None:
+        """Set up what is timed; the whole frame and the file get a quarter of the frames."""
+        for scope, share in (("model", 1), ("frame", 4), ("file", 4)):
+            sampler = lambda count, scope=scope: self.worker.sample(scope, count)  # noqa: E731
+            self.timed[scope] = Timed(sampler, frames // share, seconds / share)
 
     def result(self) -> dict[str, Any]:
-        """Return the row as JSON: settings, parity, and the spread of its times."""
-        kept = ("model", "backend", "precision", "threads", "parity", "pixels_equal")
-        row = {name: getattr(self, name) for name in kept}
-        row["frames"] = len(self.calls["model"].times)
-        for scope, timed in self.calls.items():
-            quarter, median, three, p95 = np.percentile(timed.times, [25, 50, 75, 95])
+        """Return the row as JSON: setting, parity, memory, and the spread of its times."""
+        row = vars(self.worker.setting) | {k: round(v, 7) for k, v in self.found.items()}
+        row["frames"] = len(self.timed["model"].times)
+        for scope, timed in self.timed.items():
             start = "" if scope == "model" else f"{scope}_"
-            spread = {"median_ms": median, "iqr_ms": three - quarter, "p95_ms": p95}
-            row |= {f"{start}{name}": round(float(value), 4) for name, value in spread.items()}
+            row |= {f"{start}{name}": value for name, value in timed.spread().items()}
         return row
 
 
@@ -80,93 +97,54 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """Keep this thread, and those it starts, on the first `threads` cores."""
-    cv2_threads = cv2.getNumThreads()
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    try:
-        cv2.setNumThreads(threads)
-        if allowed:
-            os.sched_setaffinity(0, sorted(allowed)[:threads])
-        yield
-    finally:
-        cv2.setNumThreads(cv2_threads)
-        if allowed:
-            os.sched_setaffinity(0, allowed)
-
-
-def trained_weights(name: str) -> Path | None:
-    """Return the weights of a finished reference run of this model, if there is one."""
-    runs = (outputs_dir("reference") / "runs").glob(f"{name}-*/weights.safetensors")
-    return min(runs, default=None)
-
-
-def build_model(name: str) -> nn.Module:
-    """Return a model in evaluation mode, trained where `trained_weights` has some, else seed 0."""
-    torch.manual_seed(0)
-    return create_model(find_model(name).name, weights=trained_weights(name)).eval()
-
-
 def default_backends() -> list[str]:
-    """Return every backend that is here, OpenVINO in bfloat16 too where the CPU has it."""
+    """Return every backend that is here, those with bfloat16 in it too where the CPU has it."""
     names = available_backends()
-    has_bfloat16 = any(flag.endswith("_bf16") for flag in instruction_sets())
-    return [*names, "openvino:bfloat16"] if "openvino" in names and has_bfloat16 else names
+    if not any(flag.endswith("_bf16") for flag in instruction_sets()):
+        return names
+    return [*names, *(f"{name}:bfloat16" for name in ("openvino", "native") if name in names)]
 
 
-@dataclass
-class Timed:
-    """A call to be timed on `threads` cores: `frames` times or for `seconds`, whichever is less."""
-
-    call: Callable[[], object]
-    threads: int = 1
-    frames: int = 200
-    seconds: float = 20.0
-    times: list[float] = field(default_factory=list)  # milliseconds
-
-    @property
-    def is_done(self) -> bool:
-        """Return whether there are enough times; LEAST of them there must be."""
-        late = sum(self.times) >= 1e3 * self.seconds
-        return len(self.times) >= (LEAST if late else max(self.frames, LEAST))
-
-    def turn(self) -> None:
-        """Time up to TURN calls after an untimed one, which brings the data back into the cache."""
-        with pinned(self.threads):
-            self.call()
-            for _ in range(min(TURN, max(self.frames, LEAST) - len(self.times))):
-                start = time.perf_counter()
-                self.call()
-                self.times.append(1e3 * (time.perf_counter() - start))
+def build_model(name: str) -> tuple[nn.Module, Path | None]:
+    """Return a model in evaluation mode and its weights: a reference run's, else none and seed 0."""
+    weights = next(iter(trained_runs(find_model(name).name).values()), None)
+    return seeded_model(name, weights), weights
 
 
-def time_in_turns(calls: list[Timed], label: str = "benchmark") -> None:
-    """Time all calls in turns, so that whatever else the machine does falls on each alike."""
-    frames = sum(max(each.frames, LEAST) for each in calls)
-    with tqdm(total=frames, desc=label, disable=None, leave=False) as bar:
-        while waiting := [each for each in calls if not each.is_done]:
-            for each in waiting:
-                before = len(each.times)
-                each.turn()
-                bar.update(len(each.times) - before)
+def plan_settings(
+    models: list[str], backends: list[str], threads: list[int], isas: list[str], size: int
+) -> tuple[list[Setting], list[str]]:
+    """Return the settings that can run, and why each other one cannot.
 
-
-def compare(row: Row, image: np.ndarray, exact: np.ndarray) -> None:
-    """Compare a row's logits with the trained model's in float64; raise ValueError if they differ.
-
-    Sets `parity`, the largest absolute difference of a logit, and `pixels_equal`, the share of
-    mask pixels that agree.
+    Raises ValueError for a word that no backend, precision or instruction set has.
     """
-    logits = row.run(image)
-    row.parity = float(np.abs(logits - exact).max())
-    row.pixels_equal = float(((logits > 0) == (exact > 0)).mean())
-    allowed = TOLERANCE[row.precision] * max(1.0, float(np.abs(exact).max()))
-    if not row.parity <= allowed:
-        raise ValueError(
-            f"{row.model} by {row.backend} in {row.precision}: logits are off by {row.parity:.3g}, "
-            f"allowed is {allowed:.3g}; its speed would mean nothing"
-        )
+    settings, left_out = [], []
+    for name in models:
+        model = create_model(name)
+        for words in backends:
+            backend, _, precision = words.partition(":")
+            for count in threads:
+                for isa in isas:
+                    setting = Setting(name, backend, precision or "float32", count, isa)
+                    reason = cannot_run(backend, model, size, count, setting.precision, isa)
+                    if reason.startswith(("backend", "precision")) and isa == "all":
+                        raise ValueError(reason)
+                    if reason:
+                        left_out.append(f"{setting.label()}: {reason}")
+                    else:
+                        settings.append(setting)
+    return settings, left_out
+
+
+def fault(setting: Setting, found: dict[str, float], exact: np.ndarray) -> str:
+    """Say how a row's logits are not the trained model's, or nothing: then it may be timed.
+
+    In float32 they must be within PARITY, in reduced precision within a tenth of the largest logit.
+    """
+    allowed = PARITY if setting.precision == "float32" else 0.1 * float(np.abs(exact).max())
+    if found["parity"] <= allowed:
+        return ""
+    return f"logits are off by {found['parity']:.3g}, allowed is {allowed:.3g}"
 
 
 def logits_in_float64(model: nn.Module, image: np.ndarray) -> np.ndarray:
@@ -175,133 +153,177 @@ def logits_in_float64(model: nn.Module, image: np.ndarray) -> np.ndarray:
         return copy.deepcopy(model).double()(torch.from_numpy(image.copy()).double()).logits.numpy()
 
 
-def scenes(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a generated frame (1024, 1280, 3) uint8 RGB, its JPEG bytes, and its image."""
+def generated_scene(size: int) -> Scene:
+    """Return the generated frame on which all is timed, of a colonoscope's size, with its image."""
     square = generate_frame(seed=7, index=0, size=max(FRAME)).image
-    frame = np.ascontiguousarray(square[: FRAME[0]])
-    coded = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
-    return frame, coded, np.ascontiguousarray(to_image(frame, size))
+    return Scene.of(np.ascontiguousarray(square[: FRAME[0]]), size)
 
 
-def plan_rows(
-    models: list[str], backends: list[str], threads: list[int], size: int
-) -> tuple[list[Row], dict[str, nn.Module], list[str]]:
-    """Return the rows that can run, the models by name, and why each other row cannot."""
-    built = {name: build_model(name) for name in models}
-    rows, left_out = [], []
-    for name in models:
-        for words in backends:
-            backend, _, precision = words.partition(":")
-            for count in threads:
-                row = Row(name, backend, precision or "float32", count)
-                reason = cannot_run(backend, built[name], size, count, row.precision)
-                if reason.startswith(("backend", "precision")):
-                    raise ValueError(reason)
-                if reason:
-                    left_out.append(f"{name}, {backend}, {count} threads: {reason}")
-                else:
-                    rows.append(row)
-    return rows, built, left_out
+@contextmanager
+def working(
+    settings: list[Setting], weights: Path | None, scene: Scene, exact: np.ndarray
+) -> Iterator[list[Row]]:
+    """Give a row a setting, each with its process, which has loaded and compared; end them then."""
+    rows: list[Row] = []
+    try:
+        for setting in settings:
+            rows.append(Row(Worker(setting)))
+        for row in rows:
+            row.worker.give(weights, scene, exact)
+        for row in rows:
+            row.check(exact)
+        yield rows
+    finally:
+        for row in rows:
+            row.worker.close()
 
 
-def prepare(
-    row: Row, model: nn.Module, exact: np.ndarray, scene: tuple, frames: int, seconds: float
-) -> None:
-    """Load a row's backend, compare its logits, warm it up and set up its calls.
+def time_model(
+    name: str, settings: list[Setting], scene: Scene, frames: int, seconds: float
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Time one model's rows in turns; return them, and why rows that failed are not among them."""
+    model, weights = build_model(name)
+    with working(settings, weights, scene, logits_in_float64(model, scene.image)) as rows:
+        good = [row for row in rows if not row.fault]
+        for row in good:
+            row.plan(frames, seconds)
+        time_in_turns([each for row in good for each in row.timed.values()], name)
+        failed = [f"{row.worker.setting.label()}: {row.fault}" for row in rows if row.fault]
+        return [row.result() for row in good], failed
 
-    Scopes: "model", the logits alone; "frame", from the frame to a mask of its size; "file", with
-    JPEG decoding. The last two get a quarter of the frames.
-    """
-    frame, coded, image = scene
-    size = image.shape[-1]
-    with pinned(row.threads):  # the threads that a backend starts stay on these cores
-        row.run = load_backend(row.backend, model, size, row.threads, row.precision)
-        compare(row, image, exact)
-        for _ in range(WARM_UP):
-            row.run(image)
 
-    def from_file() -> np.ndarray:
-        pixels = cv2.imdecode(coded, cv2.IMREAD_COLOR)
-        return segment_frame(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), row.run, size)
+def with_speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to each row how many times as fast it is as the same model, eager, on the same cores."""
 
-    part = (row.threads, frames // 4, seconds / 4)
-    row.calls = {
-        "model": Timed(lambda: row.run(image), row.threads, frames, seconds),
-        "frame": Timed(lambda: segment_frame(frame, row.run, size), *part),
-        "file": Timed(from_file, *part),
-    }
+    def key(row: dict[str, Any]) -> tuple:
+        return row["model"], row["threads"], row["isa"]
+
+    eager = {key(row): row["median_ms"] for row in rows if row["backend"] == "eager"}
+    for row in rows:
+        base = eager.get(key(row))
+        row["speedup"] = round(base / row["median_ms"], 3) if base else None
+    return rows
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers hang on: processor, instruction sets and limits, versions, memory."""
+    """Return what the numbers hang on: processor, instruction sets, cores, versions, load."""
     found = provenance()
     for name in ("onnxruntime", "openvino"):
         try:
             found["versions"][name] = version(name)
         except PackageNotFoundError:
             found["versions"][name] = "missing"
-    limits = {key: os.environ[key] for key in INSTRUCTION_SETS["avx2"] if key in os.environ}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
-        "cpu": found["cpu"],
-        "instruction_sets": instruction_sets(),
-        "instruction_limits": limits,
-        "peak_memory_mb": round(peak, 1),
-        "provenance": found,
-    }
-
-
-def with_speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add to each row how many times as fast it is as the same model, eager, on as many cores."""
-    eager = {(r["model"], r["threads"]): r["median_ms"] for r in rows if r["backend"] == "eager"}
-    for row in rows:
-        base = eager.get((row["model"], row["threads"]))
-        row["speedup"] = round(base / row["median_ms"], 3) if base else None
-    return rows
+        "cpu": found["cpu"], "instruction_sets": instruction_sets(), "cores": cores(),
+        "load": load, "provenance": found,
+    }  # fmt: skip
 
 
 def benchmark(
     models: list[str] | None = None,
     backends: list[str] | None = None,
     threads: list[int] | None = None,
+    isas: list[str] | None = None,
     size: int = 256,
     frames: int = 200,
     seconds: float = 20.0,
 ) -> dict[str, Any]:
     """Time models (default: Table 4) by backends (default: all here) on one core and on all.
 
-    A backend's name may carry a precision, as in "openvino:bfloat16". Returns what `machine` says,
-    the protocol, `rows` (times in ms) and `left_out`, rows that cannot be. Raises ValueError for an
-    unknown name, and where a row's logits differ from the trained model's: then nothing is timed.
+    A backend's name may carry a precision, as in "openvino:bfloat16"; `isas` out of "all" and
+    "avx2". Returns what `machine` says, the protocol, `rows` (ms, MB) and `left_out`, rows that
+    cannot be; with an UltraSeg on one core also its `parts` and `rewrites`. Raises ValueError for
+    an unknown name. A row whose logits differ from the trained model's is left out, not timed.
     """
     threads = sorted(set(threads or (1, cores())))
     if min(threads) < 1 or max(threads) > cores():
         raise ValueError(f"threads: found {threads}; this process may use 1 to {cores()} cores")
-    backends = backends or default_backends()
-    rows, built, left_out = plan_rows(models or table4_models(), backends, threads, size)
-    scene = scenes(size)
-    exact = {name: logits_in_float64(model, scene[2]) for name, model in built.items()}
-    for row in tqdm(rows, "load and compare", disable=None, leave=False):
-        prepare(row, built[row.model], exact[row.model], scene, frames, seconds)
-    time_in_turns([call for row in rows for call in row.calls.values()])
-    protocol = {
-        "image_size": size,
-        "frame": FRAME,
-        "frames": max(frames, LEAST),
-        "seconds": seconds,
-    }
-    protocol |= {
-        "warm_up": WARM_UP,
-        "turn": TURN,
-        "weights": {n: bool(trained_weights(n)) for n in built},
-    }
-    results = with_speedup([row.result() for row in rows])
-    return machine() | {"protocol": protocol, "left_out": left_out, "rows": results}
+    models, isas = models or table4_models(), isas or ["all"]
+    if unknown := set(isas) - {"all", *LIMITS}:
+        raise ValueError(f"isas: unknown {min(unknown)!r}; choose from all, {', '.join(LIMITS)}")
+    scene = generated_scene(size)
+    settings, left_out = plan_settings(models, backends or default_backends(), threads, isas, size)
+    result = machine()
+    result["protocol"] = {
+        "image_size": size, "frame": FRAME, "frames": max(frames, LEAST), "seconds": seconds,
+        "warm_up": WARM_UP, "turn": TURN, "weights": {},
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name in tqdm(models, "models", disable=None, leave=False):
+        own = [setting for setting in settings if setting.model == name]
+        timed, failed = time_model(name, own, scene, frames, seconds)
+        rows, left_out = rows + timed, left_out + failed
+        weights = build_model(name)[1]
+        result["protocol"]["weights"][name] = weights.parent.name if weights else "untrained"
+    result |= {"left_out": left_out, "rows": with_speedup(rows)}
+    if REWRITTEN in models and 1 in threads:
+        network = build_model(REWRITTEN)[0]
+        result["parts"] = time_parts(network, scene.image)
+        result["rewrites"] = time_rewrites(network, scene.image, frames // 2, seconds / 2)
+    return result
+
+
+def load_or_run(profile: str, **options: Any) -> dict[str, Any]:
+    """Return the committed benchmark for the reference profile, else run one and keep it.
+
+    `options` are those of `benchmark`. The committed one times the UltraSegs at length; a
+    second, shorter run, under ``table4``, has every model of Table 4.
+    """
+    folder = outputs_dir(profile) / "bench"
+    if load_profile(profile).frozen:
+        return json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    result = benchmark(**options)
+    write_json(folder / "bench.json", result)
+    return result
+
+
+def agreement(
+    name: str, images: np.ndarray, backends: list[str] | None = None
+) -> list[dict[str, Any]]:
+    """Compare one model's backends on one core with the trained model, image by image.
+
+    `images` (N, S, S, 3) uint8. A row a backend: the share of equal mask pixels, mean and worst
+    image, and the largest difference of a logit, relative to the image's largest logit.
+    """
+    model, _ = build_model(name)
+    names = [each for each in backends or default_backends() if each not in ("eager", "compiled")]
+    size = images.shape[1]
+    exact = [logits_in_float64(model, _image(pixels)) for pixels in tqdm(images, "exact", disable=None)]  # fmt: skip
+    rows = []
+    for words in names:
+        backend, _, precision = words.partition(":")
+        if cannot_run(backend, model, size, 1, precision or "float32"):
+            continue
+        run = load_backend(backend, model, size, 1, precision or "float32")
+        found = [compare(run(_image(p)), e) | {"top": np.abs(e).max()} for p, e in zip(images, exact, strict=True)]  # fmt: skip
+        equal = np.array([each["pixels_equal"] for each in found])
+        rows.append({
+            "model": name, "backend": backend, "precision": precision or "float32",
+            "images": len(images), "pixels_equal": float(equal.mean()),
+            "pixels_equal_worst": float(equal.min()),
+            "relative_parity": float(max(each["parity"] / each["top"] for each in found)),
+        })  # fmt: skip
+    return rows
+
+
+def agreement_on(
+    dataset: str, models: list[str] | None, size: int, count: int = 200
+) -> list[dict[str, Any]]:
+    """Return the `agreement` of every trained UltraSeg among `models` on a dataset's test images."""
+    frames = load_frames_of(dataset, load_profile("lite", image_size=size)).part("test")
+    images = np.asarray(frames.images[:count])
+    trained = [name for name in models or table4_models() if trained_runs(name)]
+    return [row | {"dataset": dataset} for name in trained for row in agreement(name, images)]
+
+
+def _image(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(to_image(pixels, pixels.shape[0]))
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the rows of a benchmark as text."""
-    columns = ["model", "backend", "precision", "threads", "median_ms", "iqr_ms", "p95_ms",
-               "frame_median_ms", "file_median_ms", "speedup", "parity"]  # fmt: skip
+    columns = ["model", "backend", "precision", "threads", "isa", "median_ms", "iqr_ms", "p95_ms",
+               "frame_median_ms", "file_median_ms", "memory_mb", "speedup", "parity"]  # fmt: skip
     shown = pd.DataFrame(result["rows"], columns=columns)
     return shown.to_string(index=False, float_format=lambda value: f"{value:.3g}")

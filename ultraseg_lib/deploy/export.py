@@ -57,9 +57,22 @@ def to_onnx(network: nn.Module, size: int, metadata: dict[str, str] | None = Non
             dynamic_axes={INPUT: batch, OUTPUT: batch},
         )  # fmt: skip
     graph = onnx.load_from_string(file.getvalue())
+    _drop_aliases(graph.graph)
     onnx.helper.set_model_props(graph, metadata or {})
     onnx.checker.check_model(graph, full_check=True)
     return graph.SerializeToString()
+
+
+def _drop_aliases(graph: "onnx.GraphProto") -> None:  # noqa: F821
+    """Use constants that stand once by their own name: ONNX Runtime loses them behind Identity."""
+    constants = {each.name for each in graph.initializer}
+    aliases = [n for n in graph.node if n.op_type == "Identity" and n.input[0] in constants]
+    names = {node.output[0]: node.input[0] for node in aliases}
+    for node in aliases:
+        graph.node.remove(node)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
 
 
 def export(

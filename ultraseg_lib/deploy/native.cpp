@@ -1,14 +1,20 @@
-// The few loops that UltraSeg needs, in float32 on one core: sixteen channels at a time.
+// The few loops that UltraSeg needs, on one core: sixteen channels at a time.
 // Features lie as (row, column, channel); `rs` is the distance of two rows, `ps` of two pixels, in
 // floats. Borders are zeros around the feature in memory, so that no loop asks where it is.
+// Convolutions also read bfloat16 (`half`): two neighbouring channels stand where a float would.
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(64)));
 typedef float half_vec __attribute__((vector_size(32)));
 typedef float quarter_vec __attribute__((vector_size(16)));
 #define EACH(i, n) for (int i = 0; i < (n); i++)
+#define UNROLL(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)  // keeps sums in registers
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vec load(const float* p) { return *(const vec*)p; }
@@ -23,6 +29,12 @@ INLINE float sum(vec v) {
     return (b[0] + b[1]) + (b[2] + b[3]);
 }
 
+INLINE half_vec halves(vec v, vec w) {  // sums of four: of v in the low half, of w in the high
+    vec a = __builtin_shufflevector(v, w, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+            __builtin_shufflevector(v, w, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    return __builtin_shufflevector(a, a, 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(a, a, 4, 5, 6, 7, 12, 13, 14, 15);
+}
 INLINE vec exponential(vec x) {  // e^x, relative error below 2e-7
     x = x < -87.f ? all(-87.f) : x > 88.f ? all(88.f) : x;
     vec t = x * 1.44269504f;
@@ -34,48 +46,73 @@ INLINE vec exponential(vec x) {  // e^x, relative error below 2e-7
     return p * (vec)power;
 }
 INLINE vec sigmoid(vec x) { return 1.f / (1.f + exponential(-x)); }
-INLINE vec gelu(vec x) {  // erf to 1.5e-7: Abramowitz and Stegun 7.1.26
-    vec z = x * .70710678f, a = z < 0.f ? -z : z, t = 1.f / (1.f + .3275911f * a);
-    vec p = t * (.254829592f + t * (-.284496736f + t * (1.421413741f + t * (-1.453152027f +
-            t * 1.061405429f))));
-    vec e = 1.f - p * exponential(-a * a);
-    return .5f * x * (1.f + (z < 0.f ? -e : e));
+INLINE vec gelu(vec x) {  // x (1/2 + c P(c^2)), c = x within +-5; error below 1.2e-6
+    static const float p[] = {.14136378f, -.0702966524f, .051521421f, -.0404329485f, .0314262277f,
+                              -.0233367382f, .0164976674f, -.0109732112f, .00616540191f,
+                              -.00291569823f, .00200189291f, -.00151414283f, .000492955899f};
+    vec c = x < -5.f ? all(-5.f) : x > 5.f ? all(5.f) : x;
+    vec u = c * c * .08f - 1.f, sum = all(p[12]);
+    UNROLL(i, 12) sum = sum * u + p[11 - i];
+    return x * (.5f + c * sum);
 }
 
 struct View { float* at; long rs, ps; };
-struct Conv { const float *weight, *bias; int out, rows, run, step, activation; };
+struct Conv { const float *weight, *bias; int out, rows, run, step, activation, half; };
+
+#ifdef __AVX512BF16__
+INLINE void add_pair(vec& sum, const float* pair, vec w) {  // two products of bfloat16 a lane
+    sum = (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_ps(*pair));
+}
+static void narrow(const float* in, float* out, long n) {  // in place too; n a multiple of 16
+    for (long i = 0; i < n; i += 16) {
+        __m256bh v = _mm512_cvtneps_pbh((__m512)load(in + i));
+        std::memcpy(out + i / 2, &v, 32);
+    }
+}
+#else  // never called: `can_half` says no
+INLINE void add_pair(vec&, const float*, vec) {}
+static void narrow(const float*, float*, long) {}
+#endif
 
 // N x 16 outputs of P neighbouring pixels: `run` inputs (columns x channels) from each of the rows.
-template <int N, int P>
+template <int N, int P, bool Half>
 INLINE void pixels(const Conv& c, const float* weight, const float* bias, const float* src, long rs,
                    long ps, float* dst, long dps, const float* residual, long rps, vec* s, vec* q) {
     vec acc[P][N];
-    EACH(p, P) EACH(n, N) acc[p][n] = load(bias + 16 * n);
-    for (int y = 0; y < c.rows; y++, src += rs)
-        for (int j = 0; j < c.run; j++, weight += c.out)
-            EACH(n, N) {
-                vec w = load(weight + 16 * n);
-                EACH(p, P) acc[p][n] += src[p * ps + j] * w;
+    UNROLL(p, P) UNROLL(n, N) acc[p][n] = load(bias + 16 * n);
+    int y = c.rows;
+    do {
+        const float* from = src;
+        int j = c.run;
+        do {
+            vec w[N];
+            UNROLL(n, N) w[n] = load(weight + 16 * n);
+            UNROLL(p, P) UNROLL(n, N) {
+                if (Half) add_pair(acc[p][n], from + p * ps, w[n]);
+                else acc[p][n] += from[p * ps] * w[n];
             }
-    EACH(p, P) EACH(n, N) {
-        vec v = acc[p][n];
-        if (residual) v += load(residual + p * rps + 16 * n);
-        if (c.activation == 1) v = gelu(v);
-        if (c.activation == 2) v = v > 0.f ? v : (vec){};
-        if (dst) store(dst + p * dps + 16 * n, v);
-        acc[p][n] = v;
+            weight += c.out, from++;
+        } while (--j);
+        src += rs;
+    } while (--y);
+    if (residual) UNROLL(p, P) UNROLL(n, N) acc[p][n] += load(residual + p * rps + 16 * n);
+    if (dst) UNROLL(p, P) UNROLL(n, N) store(dst + p * dps + 16 * n, acc[p][n]);
+    if (c.activation) EACH(p, P) EACH(n, N) {
+        vec v = load(dst + p * dps + 16 * n);
+        store(dst + p * dps + 16 * n, c.activation == 1 ? gelu(v) : v > 0.f ? v : (vec){});
     }
-    if (s) EACH(n, N) {  // by halves: shorter chains, better rounding
-        vec squares[P];
-        EACH(p, P) squares[p] = acc[p][n] * acc[p][n];
-        for (int left = P / 2; left; left /= 2)
-            EACH(p, left) acc[p][n] += acc[p + left][n], squares[p] += squares[p + left];
-        s[n] += acc[0][n], q[n] += squares[0];
+    if (s) UNROLL(n, N) {
+        vec even = acc[0][n], odd = acc[1 % P][n], squares = even * even, odd_squares = odd * odd;
+        UNROLL(p, P / 2 - 1) {
+            vec a = acc[2 * p + 2][n], b = acc[2 * p + 3][n];
+            even += a, odd += b, squares += a * a, odd_squares += b * b;
+        }
+        s[n] += P > 1 ? even + odd : even, q[n] += P > 1 ? squares + odd_squares : squares;
     }
 }
 
 // `Distance` is in.ps where it is known at compile time: sixteen pointers fit no register file.
-template <int N, int P, int Distance>
+template <int N, int P, bool Half, int Distance>
 static void rows(const Conv& c, int first, View in, View out, View add, int height, int width,
                  double* stats) {
     const long ps = Distance ? Distance : in.ps;
@@ -89,10 +126,10 @@ static void rows(const Conv& c, int first, View in, View out, View add, int heig
         auto plus = [&](int x) { return residual ? residual + x * add.ps : nullptr; };
         int x = 0;
         for (; x + P <= width; x += P)
-            pixels<N, P>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
+            pixels<N, P, Half>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
                          stats ? s : nullptr, q);
         for (; x < width; x++)
-            pixels<N, 1>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
+            pixels<N, 1, Half>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
                          stats ? s : nullptr, q);
         if (stats) EACH(n, N) EACH(i, 16) {
             stats[first + 16 * n + i] += s[n][i];
@@ -101,26 +138,54 @@ static void rows(const Conv& c, int first, View in, View out, View add, int heig
     }
 }
 
-using Rows = decltype(&rows<1, 1, 0>);
-template <int N, int P, int... Distances>
+using Rows = decltype(&rows<1, 1, false, 0>);
+template <int N, int P, bool Half, int... Distances>
 static Rows choose(long ps) {
-    Rows found = rows<N, P, 0>;
-    ((ps == Distances ? void(found = rows<N, P, Distances>) : void()), ...);
+    Rows found = rows<N, P, Half, 0>;
+    ((ps == Distances ? void(found = rows<N, P, Half, Distances>) : void()), ...);
     return found;
 }
 
 static void apply(const Conv& c, View in, View out, View add, int height, int width, double* stats) {
-    for (int first = 0; first < c.out;) {
-        int left = c.out - first, n = left % 48 == 0 ? 3 : left % 32 == 0 ? 2 : 1;
-        Rows run = n == 3   ? choose<3, 8, 16, 48, 64, 96>(in.ps)
-                   : n == 2 ? choose<2, 8, 48, 64, 96>(in.ps)
-                            : choose<1, 16, 6, 8, 12, 16, 32>(in.ps);
+    for (int first = 0, n; first < c.out; first += 16 * n) {
+        const int left = c.out - first;
+        n = left % 48 == 0 ? 3 : left % 32 == 0 ? 2 : 1;
+        Rows run = c.half ? (n == 3   ? choose<3, 8, true, 8, 24, 32, 48>(in.ps)
+                             : n == 2 ? choose<2, 8, true, 24, 32, 48>(in.ps)
+                                      : choose<1, 16, true, 3, 4, 6, 8, 16>(in.ps))
+                          : (n == 3   ? choose<3, 8, false, 16, 48, 64, 96>(in.ps)
+                             : n == 2 ? choose<2, 8, false, 48, 64, 96>(in.ps)
+                                      : choose<1, 16, false, 6, 8, 12, 16, 32>(in.ps));
         run(c, first, in, out, add, height, width, stats);
-        first += 16 * n;
     }
 }
 
 extern "C" {
+
+int is_fast() {  // sixteen lanes on narrower registers are slower than any other backend
+#ifdef __AVX512F__
+    return 1;
+#else
+    return 0;
+#endif
+}
+int can_half() {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+void narrow_feature(const float* in, float* out, int n) { narrow(in, out, n); }
+
+// Weights (inputs, out) in float32 to pairs of inputs (inputs / 2, out, 2) in bfloat16.
+void pair_weights(const float* weight, int inputs, int out, uint16_t* pairs) {
+    EACH(i, inputs) EACH(o, out) {
+        uint32_t bits;
+        std::memcpy(&bits, weight++, 4);
+        pairs[(i / 2 * out + o) * 2 + i % 2] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+}
 
 // out = activation(convolution(in) + add); `stats`: sum and sum of squares of each channel.
 void convolve(const Conv* c, const View* in, const View* out, const View* add, int height, int width,
@@ -171,7 +236,8 @@ void dilated(const float* weight, const Conv* mix, const View* in, const View* o
                 EACH(p, 8) store(line + (x + p) * 3 * third + d * third + g, acc[p]);
             }
         View to = {out->at + y * out->rs, 0, out->ps}, from = {in->at + y * in->rs, 0, in->ps};
-        apply(*mix, {line, 0, 3 * third}, to, from, 1, width, stats);
+        if (mix->half) narrow(line, line, 3l * third * width);
+        apply(*mix, {line, 0, 3 * third / (mix->half ? 2 : 1)}, to, from, 1, width, stats);
     }
 }
 
@@ -223,16 +289,22 @@ void pool(const View* in, const View* out, int channels, int height, int width, 
 
 struct Corner { int32_t low, high; float share; };  // bilinear, corners on corners, along one side
 
-INLINE vec mixed(const View& in, const Corner& v, const Corner& h, int c) {
-    const float *a = in.at + v.low * in.rs + c, *b = in.at + v.high * in.rs + c;
-    vec left = load(a + h.low * in.ps) * (1 - v.share) + load(b + h.low * in.ps) * v.share;
-    vec right = load(a + h.high * in.ps) * (1 - v.share) + load(b + h.high * in.ps) * v.share;
-    return left * (1 - h.share) + right * h.share;
+// One row of `n` floats between two rows of a feature without a border.
+INLINE void mix_rows(const View& in, const Corner& v, long n, float* line) {
+    const float *a = in.at + v.low * in.rs, *b = in.at + v.high * in.rs;
+    for (long i = 0; i < n; i += 16) store(line + i, load(a + i) + (load(b + i) - load(a + i)) * v.share);
+}
+INLINE vec mixed(const float* line, long ps, const Corner& h) {
+    vec low = load(line + h.low * ps);
+    return low + (load(line + h.high * ps) - low) * h.share;
 }
 void resize(const View* in, const View* out, int channels, int height, int width, const Corner* v,
-            const Corner* h) {
-    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16)
-        store(out->at + y * out->rs + x * out->ps + c, mixed(*in, v[y], h[x], c));
+            const Corner* h, float* line) {
+    EACH(y, height) {
+        mix_rows(*in, v[y], in->rs, line);
+        EACH(x, width) for (int c = 0; c < channels; c += 16)
+            store(out->at + y * out->rs + x * out->ps + c, mixed(line + c, in->ps, h[x]));
+    }
 }
 
 struct Gates { float weight[2][512], bias[2], own[2], other[2]; };  // region, boundary; 0 for none
@@ -241,17 +313,20 @@ struct Gates { float weight[2][512], bias[2], own[2], other[2]; };  // region, b
 void gate(const View* in, const View* out, float* other, int channels, int height, int width,
           const float* scale, const float* shift, const Corner* v, const Corner* h, const Gates* g,
           float* line) {
-    float *region = line, *edge = line + width;
+    float *region = line, *edge = line + width, *mix = line + 2 * width;
     EACH(y, height) {
+        mix_rows(*in, v[y], in->rs, mix);
         float* row = out->at + y * out->rs;
         EACH(x, width) {
             vec r = {}, e = {};
             for (int c = 0; c < channels; c += 16) {
-                vec f = gelu(mixed(*in, v[y], h[x], c) * load(scale + c) + load(shift + c));
+                vec f = gelu(mixed(mix + c, in->ps, h[x]) * load(scale + c) + load(shift + c));
                 store(row + x * out->ps + c, f);
                 r += f * load(g->weight[0] + c), e += f * load(g->weight[1] + c);
             }
-            region[x] = sum(r), edge[x] = sum(e);
+            half_vec both = halves(r, e);  // four sums each
+            region[x] = (both[0] + both[1]) + (both[2] + both[3]);
+            edge[x] = (both[4] + both[5]) + (both[6] + both[7]);
         }
         for (int x = 0; x < width; x += 16) {
             vec r = sigmoid(load(region + x) + g->bias[0]), e = sigmoid(load(edge + x) + g->bias[1]);
@@ -299,15 +374,17 @@ void attend_space(const View* in, int channels, int height, int width, float alp
 void finish(const View* in, const View* skip, int height, int width, const float* scale,
             const float* shift, const Corner* v, const Corner* h, const Conv* heads,
             const Conv* skip_head, const Gates* g, float bias, float* line, float* gates, float* out) {
+    float* mix = line + 8 * width;
     EACH(y, height) {
+        mix_rows(*in, v[y], in->rs, mix);
         for (int x = 0; x < width; x += 2) {
-            vec a = mixed(*in, v[y], h[x], 0) * load(scale) + load(shift);
-            vec b = mixed(*in, v[y], h[x + 1], 0) * load(scale) + load(shift);
-            store(line + 8 * x, gelu(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18,
-                                                             19, 20, 21, 22, 23)));
+            vec a = mixed(mix, 8, h[x]), b = mixed(mix, 8, h[x + 1]);
+            vec both = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+            store(line + 8 * x, gelu(both * load(scale) + load(shift)));
         }
         View sums = {gates, 0, 16};
-        apply(*heads, {line, 0, 8}, sums, {}, 1, width, nullptr);
+        if (heads->half) narrow(line, line, 8l * width);
+        apply(*heads, {line, 0, heads->half ? 4 : 8}, sums, {}, 1, width, nullptr);
         apply(*skip_head, {skip->at + y * skip->rs, 0, skip->ps}, sums, sums, 1, width, nullptr);
         for (int x = 0; x < width; x += 16) {
             vec part[4];
@@ -331,7 +408,13 @@ void resize_plane(const float* in, int in_width, float* out, int height, int wid
 }
 
 void take_image(const float* image, long channel, long row, long column, int size, const View* out) {
-    EACH(y, size) EACH(x, size) EACH(c, 3)
-        out->at[y * out->rs + 3 * x + c] = image[c * channel + y * row + x * column];
+    EACH(y, size) {
+        float* to = out->at + y * out->rs;
+        if (channel == 1 && column == 3) std::memcpy(to, image + y * row, 12l * size);
+        else if (column == 1) {
+            const float *r = image + y * row, *g = r + channel, *b = g + channel;
+            EACH(x, size) to[3 * x] = r[x], to[3 * x + 1] = g[x], to[3 * x + 2] = b[x];
+        } else EACH(c, 3) EACH(x, size) to[3 * x + c] = image[c * channel + y * row + x * column];
+    }
 }
 }

@@ -1,7 +1,6 @@
 """Segment images, a video or a camera: masks, overlays and a table of what was found where."""
 
 import csv
-import json
 import re
 import statistics
 import sys
@@ -14,19 +13,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 from safetensors import SafetensorError
+from torch import nn
 from tqdm import tqdm
 
 from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError
 from ultraseg_lib.data.loading import read_image
-from ultraseg_lib.deploy.backends import available_backends, load_backend
+from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend
 from ultraseg_lib.deploy.frame import segment_frame
+from ultraseg_lib.deploy.weights import IMAGE_SIZE
 from ultraseg_lib.metrics import MIN_POLYP_PX
 from ultraseg_lib.paths import whole_file
-from ultraseg_lib.study import finished_runs
-from ultraseg_lib.variants import build_model, find_variant
+from ultraseg_lib.variants import build_model
 
-IMAGE_SIZE = 256  # of weights that do not say at which size they were trained
-FASTEST_FIRST = ("openvino", "onnxruntime", "inference")
+FASTEST_FIRST = ("native", "openvino", "onnxruntime", "inference")
 COLUMNS = (
     "file", "frame", "mask", "width", "height", "area_px", "area_share", "n_polyps",
     "center_x", "center_y", "box_x", "box_y", "box_width", "box_height", "latency_ms",
@@ -49,6 +48,7 @@ class Shot:
     frame: int
     stem: str
     pixels: np.ndarray
+    is_video: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _read_video(
         failed = 0 if is_read else failed + 1
         if is_read:
             rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-            yield Shot(file, number, f"{stem}_{number:06d}", rgb)
+            yield Shot(file, number, f"{stem}_{number:06d}", rgb, is_video=True)
         else:
             yield DataError(f"{file}: frame {number} cannot be decoded")
         if failed == PATIENCE:
@@ -169,63 +169,40 @@ def _read_video(
 # --- the model ------------------------------------------------------------------------------------
 
 
-def find_weights(model: str, weights: str | None = None) -> Path:
-    """Return a weights file: the given file, or that of the reference run on the named dataset.
+def pick_backend(model: nn.Module, size: int, threads: int = 1) -> str:
+    """Return the fastest backend that is here and runs this model.
 
-    Without a name the mixed set comes first, then Kvasir-SEG. Raises FileNotFoundError, with the
-    names there are, where none is found, ValueError for an unknown model.
+    float32 only, so that the masks are the trained model's own. PyTorch always is here.
     """
-    find_variant(model)
-    if weights is not None and Path(weights).is_file():
-        return Path(weights)
-    trained = {
-        run.dataset: run.folder / "weights.safetensors"
-        for run in finished_runs("reference")
-        if (run.model, run.recipe, run.protocol) == (model, "strong", "clean")
-    }
-    wanted = [weights] if weights else ["mixed", "kvasir_seg"]
-    for dataset in wanted:
-        if dataset in trained:
-            return trained[dataset]
-    raise FileNotFoundError(
-        f"weights: neither a file nor a trained {model} named {' or '.join(wanted)}; give a"
-        f" .safetensors file or one of: {', '.join(trained) or '(none is trained)'}"
-    )
+    for name in FASTEST_FIRST:
+        if name in available_backends() and not cannot_run(name, model, size, threads):
+            return name
+    return FASTEST_FIRST[-1]
 
 
-def trained_size(weights: Path) -> int:
-    """Return the image size in px that weights were trained at: what their run says, else 256."""
-    config = weights.with_name("config.json")
-    if not config.exists():
-        return IMAGE_SIZE
-    return json.loads(config.read_text(encoding="utf-8"))["inputs"]["images"]["size"]
-
-
-def pick_backend() -> str:
-    """Return the fastest backend that is installed; PyTorch always is."""
-    available = available_backends()
-    return next(name for name in FASTEST_FIRST if name in available)
-
-
-def load_segmenter(model: str, weights: Path, backend: str, threads: int = 1) -> Segmenter:
-    """Return a function from frame (H, W, 3) uint8 RGB to mask (H, W) uint8 of 0 and 255.
-
-    Raises ValueError for an unknown model or backend, a backend that is not installed, and weights
-    that are broken or of another model.
-    """
+def load_network(model: str, weights: Path) -> nn.Module:
+    """Return a trained model; raise ValueError for weights that are broken or of another model."""
     try:
-        network = build_model(model, weights)
+        return build_model(model, weights)
     except (RuntimeError, SafetensorError):
         raise ValueError(
             f"{weights}: no weights of {model}, or broken; name their --model"
         ) from None
-    if backend not in available_backends():
+
+
+def load_segmenter(network: nn.Module, size: int, backend: str, threads: int = 1) -> Segmenter:
+    """Return a function from frame (H, W, 3) uint8 RGB to mask (H, W) uint8 of 0 and 255.
+
+    `backend` may carry a precision, as in "native:bfloat16". Raises ValueError for a backend that
+    is unknown, not installed, or cannot run this network.
+    """
+    name, _, precision = backend.partition(":")
+    if name not in available_backends():
         raise ValueError(
-            f"backend: {backend!r} is not installed; here are {', '.join(available_backends())}"
+            f"backend: {name!r} is not installed; here are {', '.join(available_backends())}"
         )
     cv2.setNumThreads(threads)
-    size = trained_size(weights)
-    run = load_backend(backend, network, size, threads)
+    run = load_backend(name, network, size, threads, precision or "float32")
     run(np.zeros((1, 3, size, size), np.float32))  # the first call sets things up: not timed
     return lambda frame: segment_frame(frame, run, size)
 
@@ -264,6 +241,18 @@ def overlay(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return drawn
 
 
+def write_latency(drawn: np.ndarray, milliseconds: float) -> None:
+    """Write the latency and the frame rate into the upper left corner of a frame, in place."""
+    text = f"{milliseconds:.1f} ms, {1000 / milliseconds:.0f} frames/s"
+    scale = max(drawn.shape[0] / 500, 0.35)
+    place = (round(12 * scale), round(30 * scale))
+    for colour, width in (((0, 0, 0), 4), ((255, 255, 255), 1)):
+        thickness = max(1, round(width * scale))
+        cv2.putText(
+            drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA
+        )
+
+
 def check_output(folder: Path, source: Source) -> None:
     """Raise ValueError where results in ``folder`` would land among the input files."""
     if source.folder is not None:
@@ -279,11 +268,17 @@ def _make_folder(folder: Path) -> None:
         raise ValueError(f"--output {folder}: cannot be made: {error.strerror}") from None
 
 
+def encode(suffix: str, pixels: np.ndarray) -> bytes:
+    """Encode a frame (H, W, 3) uint8 RGB or a mask (H, W) as a picture file, in memory."""
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(suffix, pixels, FULL_COLOUR if suffix == ".jpg" else [])[1].tobytes()
+
+
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Encode in memory, so that names of any alphabet work and a file is whole or not there."""
-    encoded = cv2.imencode(path.suffix, pixels, FULL_COLOUR if path.suffix == ".jpg" else [])[1]
+    """Write what was encoded in memory, so that names of any alphabet work."""
     with whole_file(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+        temporary.write_bytes(encode(path.suffix, pixels))
 
 
 def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
@@ -340,16 +335,23 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
     return outcome
 
 
+def timed(segment: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a frame's mask and the milliseconds that it took."""
+    start = time.perf_counter()
+    mask = segment(pixels)
+    return mask, (time.perf_counter() - start) * 1000
+
+
 def _predict_one(shot: Shot, segment: Segmenter, folder: Path) -> dict[str, object]:
     """Segment one frame and write its pictures; return its row of the table."""
-    start = time.perf_counter()
-    mask = segment(shot.pixels)
-    latency = (time.perf_counter() - start) * 1000
+    mask, latency = timed(segment, shot.pixels)
     name = f"{shot.stem}.png"
     height, width = mask.shape
     row = {"file": shot.file, "frame": shot.frame, "mask": name, "width": width, "height": height}
     row |= measure(mask) | {"latency_ms": round(latency, 3)}
-    outlined = cv2.cvtColor(overlay(shot.pixels, mask), cv2.COLOR_RGB2BGR)
-    _write_picture(folder / "overlays" / f"{shot.stem}.jpg", outlined)
+    drawn = overlay(shot.pixels, mask)
+    if shot.is_video:
+        write_latency(drawn, latency)
+    _write_picture(folder / "overlays" / f"{shot.stem}.jpg", drawn)
     _write_picture(folder / name, mask)  # last: Ctrl-C leaves no mask without its row
     return row

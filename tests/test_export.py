@@ -1,0 +1,74 @@
+"""The exported files: checked, for any batch, with what a user must know, and right."""
+
+import json
+
+import numpy as np
+import pytest
+from deployed import generated_image, lively_model, trained_logits
+
+from ultraseg_lib.__main__ import main
+from ultraseg_lib.deploy import backends, export
+from ultraseg_lib.models import create_model
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the deploy extras")
+onnx = pytest.importorskip("onnx")
+openvino = pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    model = lively_model("ultraseg_130k")
+    return model, {f.name: f for f in export.export("ultraseg_130k", model, folder, 64)}
+
+
+def test_onnx_takes_any_batch_and_gives_the_models_logits(files):
+    model, written = files
+    session = onnxruntime.InferenceSession(written["model.onnx"])
+    batch = np.concatenate([generated_image(index, 64) for index in range(3)])
+    for images in (batch[:1], batch):
+        expected = trained_logits(model, images)
+        found = session.run(None, {export.INPUT: images})[0]
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_openvino_gives_the_models_logits(files):
+    model, written = files
+    compiled = openvino.Core().compile_model(written["model.xml"], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # fmt: skip
+    image = generated_image(0, 64)
+    expected = trained_logits(model, image)
+    assert np.abs(compiled(image)[0] - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_metadata_says_what_a_user_must_know(files):
+    written = files[1]
+    graph = onnx.load(written["model.onnx"])
+    onnx.checker.check_model(graph, full_check=True)
+    kept = {each.key: each.value for each in graph.metadata_props}
+    assert kept == json.loads(written["metadata.json"].read_text())
+    assert {"preprocessing", "postprocessing", "version", "license"} <= set(kept)
+    assert "64x64" in kept["preprocessing"]
+    network = openvino.Core().read_model(written["model.xml"])
+    assert network.get_rt_info("postprocessing").astype(str) == kept["postprocessing"]
+
+
+@pytest.mark.parametrize("name", ["ultraseg_108k", "unet_tiny", "lbunet", "egeunet"])
+def test_untrained_models_run_in_onnx_runtime_too(name):
+    """Norms of ones: equal constants that the exporter shares."""
+    model, image = create_model(name).eval(), generated_image(0, 64)
+    run = backends.load_backend("onnxruntime", model, 64)
+    assert np.abs(run(image) - trained_logits(model, image)).max() < 1e-4
+
+
+def test_the_command_writes_whole_folders(tmp_path, capsys, outputs):
+    words = ["export", "--models", "ultraseg_108k", "--size", "64", "-o", str(tmp_path)]
+    assert main(words) == 0
+    names = {path.name for path in (tmp_path / "ultraseg_108k").iterdir()}
+    assert names == {"model.onnx", "metadata.json", "model.xml", "model.bin"}
+    assert "ultraseg_108k (untrained)" in capsys.readouterr().out
+
+
+def test_export_without_onnx_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    assert main(["export", "--models", "ultraseg_108k", "-o", str(tmp_path)]) == 2
+    assert "onnx missing: pip install -e '.[deploy]'" in capsys.readouterr().err

@@ -1,0 +1,193 @@
+"""Tables and figures of the CPU benchmark: Table 4, Fig. 2 (right), where the time goes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ultraseg_lib.models import MODELS
+from ultraseg_lib.paths import PAPER
+from ultraseg_lib.report.figures import GENERATED, PALETTE, PRED, TRUTH, _outline, _show
+
+Rows = list[dict[str, Any]]
+REAL_TIME = 30  # frames a second of a colonoscope's video
+STEPS = {  # how the rewrites are called in a figure
+    "edb": "+ EDB as depthwise branches",
+    "norm": "+ norms folded",
+    "first": "+ first convolution at half size",
+    "attention": "+ GSA maps as constants",
+    "decoder": "+ gates on three maps",
+    "upsample": "+ last ×2 as matrix products",
+}
+ENGINES = {
+    "eager": "PyTorch eager",
+    "inference": "PyTorch",
+    "compiled": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "native": "own kernels",
+}
+
+
+def paper_table4() -> pd.DataFrame:
+    """Return the paper's Table 4 by our model names: Dice, fps and ms on 24 cores and on one."""
+    names = {info.title: name for name, info in MODELS.items()}
+    printed = pd.read_csv(PAPER / "table4_cpu.csv")
+    return printed.assign(name=printed["model"].map(names)).set_index("name")
+
+
+def fastest(rows: pd.DataFrame, precision: str | None = "float32") -> pd.DataFrame:
+    """Return the fastest deployed row (not eager) of each model, of one precision or of any."""
+    deployed = rows[rows["backend"] != "eager"]
+    if precision:
+        deployed = deployed[deployed["precision"] == precision]
+    return deployed.loc[deployed.groupby("model")["median_ms"].idxmin()].set_index("model")
+
+
+def table4(rows: Rows) -> pd.DataFrame:
+    """Return Table 4 with ours: a row a model, in the paper's order; ms and frames a second.
+
+    `eager_ms` is the paper's way on one core of this machine, `eager_all_ms` on all its cores,
+    `deployed_ms` the fastest float32 backend on one core.
+    """
+    frame = pd.DataFrame(rows)
+    frame = frame[frame["isa"] == "all"]
+    one, most = frame[frame["threads"] == 1], frame["threads"].max()
+    eager = one[one["backend"] == "eager"].set_index("model")
+    every = frame[(frame["backend"] == "eager") & (frame["threads"] == most)].set_index("model")
+    best, paper = fastest(one), paper_table4()
+    table = paper[paper.index.isin(frame["model"])][
+        ["model", "single_latency_ms", "all24_latency_ms"]
+    ]
+    table = table.rename(columns={"model": "title", "single_latency_ms": "paper_1_core_ms",
+                                  "all24_latency_ms": "paper_24_cores_ms"})  # fmt: skip
+    table["eager_ms"] = eager["median_ms"]
+    table["eager_all_ms"] = every["median_ms"] if most > 1 else np.nan
+    table["deployed_ms"], table["backend"] = best["median_ms"], best["backend"].map(ENGINES)
+    table["deployed_fps"] = 1000 / table["deployed_ms"]
+    table["speedup"] = table["eager_ms"] / table["deployed_ms"]
+    return table.reset_index(drop=True)
+
+
+def plot_fps_against_dice(rows: Rows) -> Figure:
+    """Show Fig. 2 (right): frames a second on one core against the paper's average Dice.
+
+    Hollow diamonds: the paper's speed. Dots: the paper's way on this machine, and, at the arrow's
+    end, the fastest float32 backend. Dice is the paper's for all three.
+    """
+    frame = pd.DataFrame(rows)
+    one = frame[(frame["threads"] == 1) & (frame["isa"] == "all")]
+    eager, best, paper = (
+        one[one["backend"] == "eager"].set_index("model"),
+        fastest(one),
+        paper_table4(),
+    )
+    figure, axes = plt.subplots(figsize=(12, 7.5))
+    for name in best.index:
+        dice, colour = paper.loc[name, "avg_dice"], PALETTE[3] if "ultraseg" in name else PALETTE[0]
+        start, end = 1000 / eager.loc[name, "median_ms"], 1000 / best.loc[name, "median_ms"]
+        axes.plot(paper.loc[name, "single_fps"], dice, "D", ms=10, mfc="none", mec="0.4", mew=2)
+        axes.annotate("", (end, dice), (start, dice),
+                      arrowprops={"arrowstyle": "->", "color": colour, "lw": 2.5})  # fmt: skip
+        axes.plot(start, dice, "o", ms=9, color=colour, alpha=0.6)
+        axes.plot(end, dice, "o", ms=13, color=colour)
+        axes.annotate(paper.loc[name, "model"], (end, dice), (12, -5),
+                      textcoords="offset points", fontsize="small", color=colour)  # fmt: skip
+    axes.axvline(REAL_TIME, color="0.6", ls=":", lw=2)
+    axes.annotate(f"{REAL_TIME} a second", (REAL_TIME, 0.02), (6, 0), textcoords="offset points",
+                  xycoords=("data", "axes fraction"), color="0.4", fontsize="small")  # fmt: skip
+    axes.set(xscale="log", xlabel="frames a second, one core", ylabel="average Dice (the paper's)")
+    axes.set_xlim(right=axes.get_xlim()[1] * 2.2)
+    axes.margins(y=0.1)
+    _legend(axes)
+    return figure
+
+
+def _legend(axes: Axes) -> None:
+    """Say what the marks of `plot_fps_against_dice` are."""
+    for style, label in (
+        ({"marker": "D", "mfc": "none", "mec": "0.4", "mew": 2, "ms": 10}, "the paper's machine"),
+        ({"marker": "o", "color": "0.4", "ms": 9, "alpha": 0.6}, "its way (eager), here"),
+        ({"marker": "o", "color": "0.4", "ms": 13}, "deployed float32, here"),
+    ):
+        axes.plot([], [], ls="", label=label, **style)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize="small")
+
+
+def plot_parts(parts: Rows) -> Figure:
+    """Show the milliseconds of each part of UltraSeg-130K, before and after."""
+    table = pd.DataFrame(parts)
+    figure, axes = plt.subplots(figsize=(11.5, 8.5))
+    place = np.arange(len(table))
+    for shift, column, colour, label in (
+        (-0.2, "before_ms", "0.6", "PyTorch eager, all heads"),
+        (0.2, "after_ms", PALETTE[3], "deployed, float32"),
+    ):
+        total = table[column].sum()
+        bars = axes.barh(
+            place + shift, table[column], 0.4, color=colour, label=f"{label}: {total:.1f} ms"
+        )
+        axes.bar_label(bars, fmt="%.2f", padding=4, fontsize="x-small")
+    names = table["part"].replace(
+        {"agf": "AGF", "the rest": "last ×2, maps of\nsupervision, copies"}
+    )
+    axes.set_yticks(place, names)
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds a frame, one core")
+    axes.margins(x=0.1)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def plot_rewrites(rewrites: Rows) -> Figure:
+    """Show the milliseconds of every step from the paper's way to our kernels."""
+    table = pd.DataFrame(rewrites)
+    labels = [
+        f"{STEPS.get(row.step, row.step)} ({ENGINES[row.backend]})" for row in table.itertuples()
+    ]
+    engines = list(dict.fromkeys(table["backend"]))
+    figure, axes = plt.subplots(figsize=(13, 0.62 * len(table) + 1.6))
+    colours = [PALETTE[engines.index(each)] for each in table["backend"]]
+    bars = axes.barh(labels, table["median_ms"], xerr=table["iqr_ms"] / 2, color=colours,
+                     error_kw={"lw": 2})  # fmt: skip
+    first = table["median_ms"].iloc[0]
+    texts = [f"{ms:.1f} ms, {first / ms:.1f}×" for ms in table["median_ms"]]
+    axes.bar_label(bars, texts, padding=12, fontsize="small")
+    axes.invert_yaxis()
+    axes.set(
+        xlabel="milliseconds a frame, one core (bar: median, line: half the quartile range each way)"
+    )
+    axes.xaxis.label.set_size("small")
+    axes.margins(x=0.2)
+    return figure
+
+
+def show_video(
+    frames: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    latency: Sequence[float],
+    title: str,
+) -> Figure:
+    """Show six frames of a video with the true outline (white) and the mask's (amber), and each frame's ms."""
+    figure = plt.figure(figsize=(15, 6.4))
+    grid = figure.add_gridspec(2, 6, height_ratios=(1.25, 1))
+    for column, index in enumerate(np.linspace(0, len(frames) - 1, 6).astype(int)):
+        axes = figure.add_subplot(grid[0, column])
+        _show(axes, frames[index], f"frame {index + 1}")
+        _outline(axes, truths[index] > 0, TRUTH)
+        _outline(axes, masks[index] > 0, PRED, "--")
+    axes = figure.add_subplot(grid[1, :])
+    axes.plot(np.arange(1, len(latency) + 1), latency, lw=2.5, color=PALETTE[3])
+    axes.axhline(1000 / REAL_TIME, color="0.6", ls=":", lw=2)
+    axes.set(
+        xlabel="frame", ylabel="ms, frame to mask", ylim=(0, 1.15 * max(*latency, 1000 / REAL_TIME))
+    )
+    axes.annotate(f"{REAL_TIME} a second", (1, 1000 / REAL_TIME), (0, -18),
+                  textcoords="offset points", color="0.4", fontsize="small")  # fmt: skip
+    figure.suptitle(f"{title} ({GENERATED})")
+    return figure
