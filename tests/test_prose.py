@@ -25,6 +25,8 @@ SETTINGS = {  # numbers that somebody chose, by file, each with its name
         "0.3": "the start of a weight",
     },
     "04": {"0.7": "an assumed Dice", "0.02": "an assumed sd"},
+    "06": {"0.73": "σ(1), asserted in notebook 02"},
+    "09": {"0.001": "the tolerance of a logit", "3.4": "GHz, as an example"},
     "10": {
         "0.8": "a probability, as an example",
         "0.3": "another threshold",
@@ -45,7 +47,7 @@ def in_files() -> set[str]:
     """Return every number that the paper's tables or our table of results print."""
     found: set[str] = set()
     for path in PAPER.glob("*.*"):
-        found |= set(DECIMAL.findall(path.read_text()))
+        found |= set(DECIMAL.findall(path.read_text().replace(",", " ")))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ULTRASEG_OUTPUTS", raising=False)
         ours = tables.format_main_table(tables.main_table(study.read_ledger("reference")))

@@ -17,7 +17,7 @@ from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT, write_text
 from ultraseg_lib.report import tables
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NEXT = re.compile(r"## Next\n.*", re.DOTALL)
+NEXT = re.compile(r"## Next\b.*", re.DOTALL)
 
 
 @cache  # refreshing changes no opening
