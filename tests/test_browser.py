@@ -268,7 +268,7 @@ def shell(ledger_folder, monkeypatch) -> widgets.PredictionBrowser:
 
 def test_widgets_answer_to_every_choice(shell):
     shell.test_set.value = "synthetic_unseen"
-    assert "240 of 240 cases" in shell.status.value
+    assert "200 of 200 cases" in shell.status.value
     shown = {shell.picture.value}
     shell.others.value = shell.others.options[:2]
     for widget, value in (

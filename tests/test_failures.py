@@ -35,9 +35,9 @@ def run(model: str, dataset: str = "synthetic", **changes) -> Run:
 def test_the_setting_with_the_most_models_is_picked():
     profile = study.load_profile("demo")
     few = [run("ultraseg_130k", seed=1), run("egeunet", seed=1), run("lbunet", seed=1)]
-    many = [run("unet_small"), run("ultraseg_130k"), run("lbunet"), run("ultraseg_130k+kd10")]
+    many = [run("ultraseg_500k"), run("ultraseg_130k"), run("lbunet"), run("ultraseg_130k+kd10")]
     picked = failures.pick_runs([*few, *many], profile, "ultraseg_130k", "synthetic")
-    assert [each.model for each in picked] == ["lbunet", "ultraseg_130k", "unet_small"]
+    assert [each.model for each in picked] == ["lbunet", "ultraseg_130k", "ultraseg_500k"]
     assert {each.seed for each in picked} == {0}
     with pytest.raises(
         ValueError, match=r"model: no finished run of fastscnn .* --models fastscnn"
@@ -68,7 +68,7 @@ def test_test_sets_come_in_the_profiles_order_and_unknown_ones_are_refused():
 
 def test_large_unet_of_the_figure_is_the_one_that_the_profile_can_train():
     assert failures.wanted_models(study.load_profile("full"))[-1] == "unet_base"
-    assert failures.wanted_models(study.load_profile("demo"))[-1] == "unet_small"
+    assert failures.wanted_models(study.load_profile("demo"))[-1] == "ultraseg_500k"
 
 
 def test_planned_comparison_holds_each_model_once_in_one_seed():

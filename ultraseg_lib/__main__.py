@@ -379,7 +379,7 @@ def main(words: list[str] | None = None) -> int:
     args = _parser().parse_args(words)
     try:
         return args.command(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

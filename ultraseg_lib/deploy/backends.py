@@ -78,13 +78,13 @@ def load_backend(
 
     Both are float32 arrays, the image of any strides. `threads` cores work on one image;
     `precision` (float32, bfloat16, float16) is that of the arithmetic. Raises ValueError for an
-    unknown name or what the backend cannot do, RuntimeError, with the way to install it, where a
+    unknown name or what the backend cannot do, ImportError, with the way to install it, where a
     part is missing.
     """
     if reason := cannot_run(name, model, size, threads, precision):
         raise ValueError(reason)
     if lack := missing_part(name):
-        raise RuntimeError(f"backend {name} is not here: {lack}")
+        raise ImportError(f"backend {name} is not here: {lack}")
     if name == "native":
         return plan.Plan(exact_form(model, size), half=precision == "bfloat16").run
     if name == "onnxruntime":

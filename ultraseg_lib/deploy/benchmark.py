@@ -33,7 +33,7 @@ from ultraseg_lib.deploy.worker import (
 )
 from ultraseg_lib.models import MODELS, create_model, find_model
 from ultraseg_lib.paths import PAPER, outputs_dir, write_json
-from ultraseg_lib.provenance import provenance
+from ultraseg_lib.provenance import provenance, usable_cores
 from ultraseg_lib.study import load_frames_of, load_profile
 
 FRAME = (1024, 1280)  # height and width of a colonoscope's picture
@@ -90,11 +90,6 @@ def instruction_sets() -> list[str]:
     except OSError:
         words = set()
     return [flag for flag in FLAGS if flag in words]
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_backends() -> list[str]:
@@ -215,7 +210,7 @@ def machine() -> dict[str, Any]:
             found["versions"][name] = "missing"
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
-        "cpu": found["cpu"], "instruction_sets": instruction_sets(), "cores": cores(),
+        "cpu": found["cpu"], "instruction_sets": instruction_sets(), "cores": usable_cores(),
         "load": load, "provenance": found,
     }  # fmt: skip
 
@@ -236,9 +231,11 @@ def benchmark(
     cannot be; with an UltraSeg on one core also its `parts` and `rewrites`. Raises ValueError for
     an unknown name. A row whose logits differ from the trained model's is left out, not timed.
     """
-    threads = sorted(set(threads or (1, cores())))
-    if min(threads) < 1 or max(threads) > cores():
-        raise ValueError(f"threads: found {threads}; this process may use 1 to {cores()} cores")
+    threads = sorted(set(threads or (1, usable_cores())))
+    if min(threads) < 1 or max(threads) > usable_cores():
+        raise ValueError(
+            f"threads: found {threads}; this process may use 1 to {usable_cores()} cores"
+        )
     models, isas = models or table4_models(), isas or ["all"]
     if unknown := set(isas) - {"all", *LIMITS}:
         raise ValueError(f"isas: unknown {min(unknown)!r}; choose from all, {', '.join(LIMITS)}")

@@ -4,6 +4,7 @@ Every function returns a matplotlib Figure, or the table behind one, and shows n
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import cv2
 import matplotlib.pyplot as plt
@@ -17,7 +18,6 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ultraseg_lib import metrics
-from ultraseg_lib.grid import teachers_of
 from ultraseg_lib.report.cases import Cases
 from ultraseg_lib.report.figures import PALETTE, dataset_title
 from ultraseg_lib.report.metric_figures import LEVELS
@@ -81,12 +81,15 @@ def pick_runs(runs: Iterable[Run], profile: Profile, model: str, test_set: str) 
 
 
 def plan_comparison(profile: Profile, planned: Sequence[Run]) -> list[Run]:
-    """Return the planned runs of the models of Fig. 3 in the first seed, and the teacher's run."""
-    first = [run for run in planned if run.seed == planned[0].seed]
-    first = [run for run in first if run.dataset == planned[0].dataset]
+    """Return the planned runs of the models of Fig. 3 in the first setting, and the teacher's run."""
+
+    def setting(run: Run) -> tuple:
+        return tuple(getattr(run, each) for each in SETTING)
+
+    first = [run for run in planned if setting(run) == setting(planned[0])]
     chosen = [run for run in first if run.model in wanted_models(profile)]
-    student = Run(**(vars(chosen[-1]) | {"model": "ultraseg_108k+kd10"}))
-    return [*chosen, *(t for t in teachers_of(student, profile) if t not in chosen)]
+    teachers = [replace(planned[0], model=profile.teacher)] if profile.teacher else []
+    return list(dict.fromkeys([*chosen, *teachers]))
 
 
 def spread_rows(cases: Cases, count: int) -> list[int]:

@@ -115,7 +115,7 @@ def paired_table(ledger: pd.DataFrame) -> pd.DataFrame:
     models on new images. Columns: model_a, model_b, difference (mean Dice a - b), low and high (95 %
     bootstrap over images), p_holm (sign-flip test, corrected by Holm for all pairs).
     """
-    per_image = ledger.pivot_table(index="image_id", columns="model", values="dice")
+    per_image = own_scores(ledger).pivot_table(index="image_id", columns="model", values="dice")
     rows = []
     for a, b in combinations(per_image.mean().sort_values(ascending=False).index, 2):
         test = paired_test(per_image[a].to_numpy(), per_image[b].to_numpy())
