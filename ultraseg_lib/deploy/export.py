@@ -81,12 +81,12 @@ def export(
     """Write `folder/name/`: model.onnx, metadata.json and, where OpenVINO is, model.xml and .bin.
 
     `weights` is the file the model was loaded from, for the metadata. A folder of this name is
-    replaced, whole or not at all. Raises RuntimeError, with the way to get it, without onnx.
+    replaced, whole or not at all. Raises ValueError, with the way to get it, without onnx.
     """
     from ultraseg_lib.deploy.backends import missing_part
 
     if lack := missing_part("onnx"):
-        raise RuntimeError(f"export is not possible here: {lack}")
+        raise ValueError(f"export is not possible here: {lack}")
     metadata = describe(name, size, weights)
     graph = onnx_bytes(model, size, metadata)
     with whole_folder(folder / name) as temporary:
