@@ -128,11 +128,10 @@ def _steps(model: nn.Module, size: int) -> Iterator[tuple[str, str, Callable]]:
         network = exact_form(model, size, tuple(REWRITES)[:count])
         run = openvino_runner(network, size, 1, "float32") if engine == "openvino" else pytorch(LogitsOnly(network))  # fmt: skip
         yield name, engine, run
-    for backend in (engine, "native"):
-        for precision in ("float32", "bfloat16"):
-            is_new = backend == "native" or precision == "bfloat16"
-            if is_new and not cannot_run(backend, model, size, 1, precision) and not missing_part(backend):  # fmt: skip
-                yield f"{'own kernels' if backend == 'native' else 'the same'}, {precision}", backend, load_backend(backend, model, size, 1, precision)  # fmt: skip
+    for backend, precision in ((engine, "bfloat16"), ("native", "float32"), ("native", "bfloat16")):
+        if not cannot_run(backend, model, size, 1, precision) and not missing_part(backend):
+            run = load_backend(backend, model, size, 1, precision)
+            yield f"all rewrites, {precision}", backend, run
 
 
 def time_rewrites(
@@ -142,12 +141,12 @@ def time_rewrites(
 
     Each step keeps the rewrites before it; all are timed in turns.
     """
-    steps = list(_steps(model.eval(), image.shape[-1]))
-    timed = [
-        Timed(lambda count, run=run: sample(lambda: run(image), count), frames, seconds)
-        for _, _, run in steps
-    ]
-    with one_thread():
+    with one_thread():  # also while the steps are made: they trace the network
+        steps = list(_steps(model.eval(), image.shape[-1]))
+        timed = [
+            Timed(lambda count, run=run: sample(lambda: run(image), count), frames, seconds)
+            for _, _, run in steps
+        ]
         time_in_turns(timed, "rewrites")
     return [
         {"step": step, "backend": backend} | each.spread()

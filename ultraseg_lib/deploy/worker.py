@@ -70,6 +70,7 @@ def seeded_model(model: str, weights: Path | None) -> nn.Module:
 def pin(threads: int) -> None:
     """Keep this process, where the system can, on the first `threads` cores that it may use."""
     cv2.setNumThreads(threads)
+    torch.set_num_threads(threads)  # more threads than cores would wait for one another
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
