@@ -1,7 +1,11 @@
 """Run the notebooks headless, in order, by papermill; the executed copies go to the outputs."""
 
+import multiprocessing
+import os
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +16,13 @@ from tqdm.auto import tqdm
 
 from ultraseg_lib.grid import GRIDS, Profile
 from ultraseg_lib.paths import NOTEBOOKS, outputs_dir, whole_file
+from ultraseg_lib.provenance import usable_cores
 
 GRIDS_OF = {  # the runs that a notebook reads, by its number; the others read the main grid
     1: (), 6: ("main", "ablation"), 7: ("distillation",), 8: ("external",), 12: tuple(GRIDS),
 }  # fmt: skip
 PER_MODEL = "04_train_model"
+TIMED = "09_benchmark_cpu"  # runs alone
 
 
 class Execution(NamedTuple):
@@ -98,6 +104,33 @@ def execute(execution: Execution, folder: Path) -> float:
     return (time.perf_counter() - began) / 60
 
 
+def _attempt(execution: Execution, folder: Path) -> tuple[float, str]:
+    """Run one notebook; return its minutes, and the last line of what went wrong or nothing."""
+    try:
+        return execute(execution, folder), ""
+    except Exception as error:
+        return 0.0, str(error).strip().splitlines()[-1]
+
+
+def _use_threads(count: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(count)  # the kernels inherit it
+
+
+def _attempts(plan: list[Execution], folder: Path) -> Iterator[tuple[Execution, float, str]]:
+    """Run notebooks side by side, one a core, then those that time something, each alone."""
+    alone = [each for each in plan if each.notebook.stem == TIMED]
+    together = [each for each in plan if each not in alone]
+    jobs = max(1, min(usable_cores(), len(together)))
+    fresh = multiprocessing.get_context("spawn")
+    threads = (max(1, usable_cores() // jobs),)
+    with ProcessPoolExecutor(jobs, fresh, _use_threads, threads) as pool:
+        tasks = {pool.submit(_attempt, each, folder): each for each in together}
+        for task in as_completed(tasks):
+            yield tasks[task], *task.result()
+    for each in alone:
+        yield each, *_attempt(each, folder)
+
+
 def run_notebooks(
     plan: list[Execution], profile: Profile
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -105,15 +138,15 @@ def run_notebooks(
     folder = outputs_dir(profile.name) / "notebooks"
     minutes: dict[str, float] = {}
     failures: dict[str, str] = {}
-    bar = tqdm(plan, unit="notebook", disable=None)
-    for execution in bar:
-        bar.set_description(execution.name)
-        try:
-            minutes[execution.name] = execute(execution, folder)
-        except Exception as error:
-            failures[execution.name] = str(error).strip().splitlines()[-1]
-            print(f"{execution.name}: failed: {failures[execution.name]}", file=sys.stderr)
-    return minutes, failures
+    with tqdm(total=len(plan), unit="notebook", disable=None) as bar:
+        for execution, taken, reason in _attempts(plan, folder):
+            bar.update()
+            if reason:
+                failures[execution.name] = reason
+                print(f"{execution.name}: failed: {reason}", file=sys.stderr)
+            else:
+                minutes[execution.name] = taken
+    return dict(sorted(minutes.items())), dict(sorted(failures.items()))
 
 
 def save_minutes(minutes: dict[str, float], profile: Profile) -> None:

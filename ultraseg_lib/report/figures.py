@@ -151,23 +151,26 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     """
     figure, axes = plt.subplots(figsize=(10.5, 6))
     ordered = sorted(table.itertuples(), key=lambda row: parameters[row.model])
+    sizes = [parameters[row.model] for row in ordered]
     for place, row in enumerate(ordered):
         ours = row.model.startswith("ultraseg")
         x, colour = parameters[row.model] / 1e6, PALETTE[3] if ours else PALETTE[0]
         bar = [[row.dice - row.dice_low], [row.dice_high - row.dice]]
         axes.errorbar(x, row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
                       color=colour, capsize=5)  # fmt: skip
-        above = place % 2 == 1  # so that neighbours' names do not meet
-        end = (x, row.dice_high if above else row.dice_low)
-        axes.annotate(row.title, end, (0, 8 if above else -26), textcoords="offset points",
-                      ha="center", size="small")  # fmt: skip
+        crowded = place + 1 < len(sizes) and sizes[place + 1] < 1.35 * sizes[place]
+        offset, side = (
+            ((-14, 0), "right") if crowded else ((14, 0), "left")
+        )  # of the next one's bar
+        axes.annotate(row.title, (x, row.dice), offset, textcoords="offset points", ha=side,
+                      va="center", size="small")  # fmt: skip
         if not np.isnan(row.paper_dice):
             axes.plot(x, row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
     axes.set(
         xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice, mean over images"
     )
     low, high = axes.get_xlim()
-    axes.set_xlim(low / 1.4, high * 1.4)
+    axes.set_xlim(low / 1.8, high * 1.8)
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom - 0.1 * (top - bottom), top + 0.1 * (top - bottom))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
