@@ -215,6 +215,14 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _check_limits(threads: list[int], isas: list[str]) -> None:
+    cores = usable_cores()
+    if min(threads) < 1 or max(threads) > cores:
+        raise ValueError(f"threads: found {threads}; this process may use 1 to {cores} cores")
+    if unknown := set(isas) - {"all", *LIMITS}:
+        raise ValueError(f"isas: unknown {min(unknown)!r}; choose from all, {', '.join(LIMITS)}")
+
+
 def benchmark(
     models: list[str] | None = None,
     backends: list[str] | None = None,
@@ -232,13 +240,8 @@ def benchmark(
     an unknown name. A row whose logits differ from the trained model's is left out, not timed.
     """
     threads = sorted(set(threads or (1, usable_cores())))
-    if min(threads) < 1 or max(threads) > usable_cores():
-        raise ValueError(
-            f"threads: found {threads}; this process may use 1 to {usable_cores()} cores"
-        )
     models, isas = models or table4_models(), isas or ["all"]
-    if unknown := set(isas) - {"all", *LIMITS}:
-        raise ValueError(f"isas: unknown {min(unknown)!r}; choose from all, {', '.join(LIMITS)}")
+    _check_limits(threads, isas)
     scene = generated_scene(size)
     settings, left_out = plan_settings(models, backends or default_backends(), threads, isas, size)
     result = machine()

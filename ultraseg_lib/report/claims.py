@@ -67,14 +67,14 @@ CHECKS: dict[str, Check] = {}
 
 
 def _decides(check: Check) -> Check:
-    CHECKS[check.__name__] = check
+    CHECKS[check.__name__.removeprefix("_")] = check
     return check
 
 
 def _decides_alike(check: Check) -> Check:
     """Register a check that asks no profile: it is done once."""
     once = cache(lambda words: check(Evidence(""), json.loads(words)))
-    CHECKS[check.__name__] = lambda e, stated: once(json.dumps(stated))
+    CHECKS[check.__name__.removeprefix("_")] = lambda e, stated: once(json.dumps(stated))
     return check
 
 
@@ -138,20 +138,20 @@ def _read_bench(profile: str) -> list[dict[str, Any]]:
 
 
 @_decides
-def share_of_parameters(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _share_of_parameters(e: Evidence, stated: dict[str, Any]) -> Finding:
     share = e.parameters("ultraseg_130k") / e.parameters("unet_base")
     return Finding(round(share, 3) == stated["share"], f"{share:.2%} of UNet-Base")
 
 
 @_decides
-def named_sizes(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _named_sizes(e: Evidence, stated: dict[str, Any]) -> Finding:
     counts = {name: e.parameters(name) for name in OURS}
     right = all(abs(counts[name] / stated[name] - 1) < 0.01 for name in OURS)
     return Finding(right, " and ".join(f"{count:,}" for count in counts.values()))
 
 
 @_decides
-def below_the_limit(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _below_the_limit(e: Evidence, stated: dict[str, Any]) -> Finding:
     largest = max(e.parameters(name) for name in OURS)
     return Finding(largest < stated["limit"], f"at most {largest:,}")
 
@@ -174,13 +174,13 @@ CHECKS["ninety_fps"] = CHECKS["thirty_fps"] = _our_frames_a_second
 
 
 @_decides
-def three_hundred_k_is_real_time(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _three_hundred_k_is_real_time(e: Evidence, stated: dict[str, Any]) -> Finding:
     rows = e.bench[e.bench["parameters"].between(stated["low"], stated["high"])]
     return _fast_enough(e, rows, stated["fps"])
 
 
 @_decides
-def limit_from_thirty_fps(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _limit_from_thirty_fps(e: Evidence, stated: dict[str, Any]) -> Finding:
     large = e.bench[e.bench["parameters"] >= stated["limit"]]
     if large.empty:
         return Finding(None, "no model above the limit is benchmarked")
@@ -189,19 +189,19 @@ def limit_from_thirty_fps(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def negligible_parameters(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _negligible_parameters(e: Evidence, stated: dict[str, Any]) -> Finding:
     added = e.parameters("ultraseg_130k") - e.parameters("ultraseg_108k")
     return Finding(added < stated["parameters"], f"{added:,} more")
 
 
 @_decides
-def student_is_300_times_smaller(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _student_is_300_times_smaller(e: Evidence, stated: dict[str, Any]) -> Finding:
     times = [e.parameters("unet_base") / e.parameters(name) for name in OURS]
     return Finding(min(times) > stated["times"], " and ".join(f"{t:.0f} times" for t in times))
 
 
 @_decides
-def flops_do_not_grow(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _flops_do_not_grow(e: Evidence, stated: dict[str, Any]) -> Finding:
     macs = _counts()["macs"]
     growth = macs["ultraseg_130k"] / macs["lbunet"] - 1
     return Finding(bool(growth < stated["growth"]), f"{growth:+.0%}")
@@ -211,7 +211,7 @@ def flops_do_not_grow(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides_alike
-def larger_field(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _larger_field(e: Evidence, stated: dict[str, Any]) -> Finding:
     fields: dict[str, list[int]] = {"lbunet": [], "ultraseg_108k": []}
     with torch.random.fork_rng(devices=[]):
         for name, seed in [(name, seed) for name in fields for seed in range(3)]:
@@ -223,7 +223,7 @@ def larger_field(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides_alike
-def canny_is_fast(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _canny_is_fast(e: Evidence, stated: dict[str, Any]) -> Finding:
     rng, tried = np.random.default_rng(0), stated["masks"] // 10
     places = rng.integers(60, 190, (tried, 2)).tolist()
     blank = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
@@ -236,20 +236,20 @@ def canny_is_fast(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def two_edbs_have_50k(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _two_edbs_have_50k(e: Evidence, stated: dict[str, Any]) -> Finding:
     found = 2 * count_parameters(EnhancedDilatedBlock(48))
     return Finding(abs(found / stated["parameters"] - 1) < 0.1, f"{found:,}")
 
 
 @_decides
-def edbs_save_flops(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _edbs_save_flops(e: Evidence, stated: dict[str, Any]) -> Finding:
     flops = _counts()["as_paper_flops"]
     saved = flops["ultraseg_108k_st"] - flops["ultraseg_108k"]
     return Finding(round(saved, -7) == stated["flops"], f"{saved / 1e9:.3f} G")
 
 
 @_decides
-def edb_is_depthwise(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _edb_is_depthwise(e: Evidence, stated: dict[str, Any]) -> Finding:
     counts = _counts()["as_paper_parameters"]
     built, released = counts[AS_WRITTEN], counts["ultraseg_108k"]
     text = f"{built:,} so built, {released:,} as released, by the paper's count"
@@ -257,13 +257,13 @@ def edb_is_depthwise(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides_alike
-def two_edbs_see_13(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _two_edbs_see_13(e: Evidence, stated: dict[str, Any]) -> Finding:
     side = side_of(field_of(nn.Sequential(*(EnhancedDilatedBlock(48) for _ in range(2))), 48, 31))
     return Finding(side == stated["field"], f"{side} px")
 
 
 @_decides_alike
-def fifty_two_on_the_image(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _fifty_two_on_the_image(e: Evidence, stated: dict[str, Any]) -> Finding:
     model = create_model("ultraseg_108k")
     stages = (model.encoder1, model.encoder2, model.encoder3.conv, model.encoder3.context)
     side = side_of(field_of(without_groupnorm(nn.Sequential(*stages)), 3, IMAGE_SIZE // 2))
@@ -271,7 +271,7 @@ def fifty_two_on_the_image(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides_alike
-def agf_upsamples(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _agf_upsamples(e: Evidence, stated: dict[str, Any]) -> Finding:
     shapes = capture_shapes(create_model("ultraseg_130k"), IMAGE_SIZE)
     stage3, stage4, fused = (shapes[name][0] for name in ("encoder3", "encoder4", "agf"))
     right = stage3[1] < fused[1] and stage4[0] == stated["channels"]
@@ -280,7 +280,7 @@ def agf_upsamples(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def ssa_weight_settles(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _ssa_weight_settles(e: Evidence, stated: dict[str, Any]) -> Finding:
     names = set(e.ledger.loc[e.ledger["model"] == "ultraseg_130k", "run_id"])
     runs = [run for run in study.finished_runs(e.profile) if run.run_id in names]
     kept = kept_weights(run for run in runs if "images" in study.read_config(run))
@@ -302,7 +302,7 @@ def _sequences() -> pd.DataFrame:
 
 
 @_decides
-def independent_frames(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _independent_frames(e: Evidence, stated: dict[str, Any]) -> Finding:
     frames = _sequences()["sequence"].value_counts()
     text = (
         f"{frames.sum()} frames of {len(frames)} sequences, {frames.min()} to {frames.max()} each"
@@ -311,14 +311,14 @@ def independent_frames(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def split_is_unbiased(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _split_is_unbiased(e: Evidence, stated: dict[str, Any]) -> Finding:
     parts = splits.read_split(splits.split_path("cvc_clinicdb", "random"))
     cut = audit.cut_sequences(_sequences(), parts)
     return Finding(cut.empty, f"{len(cut)} of {_sequences()['sequence'].nunique()} sequences are cut")  # fmt: skip
 
 
 @_decides
-def sequences_do_not_matter(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _sequences_do_not_matter(e: Evidence, stated: dict[str, Any]) -> Finding:
     scores, drops = own_scores(e.ledger), []
     keys = ["recipe", "protocol", "epochs", "model"]
     for _, group in scores.groupby(keys):
@@ -410,70 +410,70 @@ def _beats_by(
 
 
 @_decides
-def best_below_the_limit(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _best_below_the_limit(e: Evidence, stated: dict[str, Any]) -> Finding:
     small = [name for name in MODELS if e.parameters(name) < stated["limit"]]
     others = [name for name in small if not name.startswith("ultraseg")]
     return _beats(e, [("ultraseg_130k", name) for name in others])
 
 
 @_decides
-def clear_margin_everywhere(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _clear_margin_everywhere(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats(e, [("ultraseg_130k", name) for name in ("lbunet", "unet_tiny")])
 
 
 @_decides
-def beats_unet_medium(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _beats_unet_medium(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats(e, [("ultraseg_108k", "unet_medium")], SINGLE_CENTER)
 
 
 @_decides
-def significantly_beats_unet_medium(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _significantly_beats_unet_medium(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats(e, [("ultraseg_130k", "unet_medium")], SEVERAL_CENTERS)
 
 
 @_decides
-def beats_unet_on_instruments(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _beats_unet_on_instruments(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats(e, [(name, "unet_base") for name in OURS], ("kvasir_instrument",))
 
 
 @_decides
-def little_loss_on_single_centers(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _little_loss_on_single_centers(e: Evidence, stated: dict[str, Any]) -> Finding:
     pair = ("ultraseg_130k", "ultraseg_108k")
     return _beats(e, [pair], SINGLE_CENTER, -stated["margin"])
 
 
 @_decides
-def gain_on_several_centers(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _gain_on_several_centers(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats(e, [("ultraseg_130k", "ultraseg_108k")], SEVERAL_CENTERS)
 
 
 @_decides
-def beats_lbunet(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _beats_lbunet(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats_by(e, ("ultraseg_130k", "lbunet"), stated["difference"])
 
 
 @_decides
-def lbunet_beats_unet_tiny(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _lbunet_beats_unet_tiny(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats(e, [("lbunet", "unet_tiny")])
 
 
 @_decides
-def tweaks_clearly_gain(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _tweaks_clearly_gain(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats(e, [("ultraseg_108k_st", "lbunet")])
 
 
 @_decides
-def edbs_gain(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _edbs_gain(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats_by(e, ("ultraseg_108k", "ultraseg_108k_st"), stated["difference"], ("kvasir_seg",))  # fmt: skip
 
 
 @_decides
-def learned_fusion(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _learned_fusion(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _beats(e, [("ultraseg_130k", "ultraseg_130k+fusion_fixed")])
 
 
 @_decides
-def canny_costs_nothing(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _canny_costs_nothing(e: Evidence, stated: dict[str, Any]) -> Finding:
     pair = ("ultraseg_130k", "ultraseg_130k+morphological_edges")
     above = _beats(e, [pair], bound=-stated["margin"])
     table = _compared(e, [pair])
@@ -483,7 +483,7 @@ def canny_costs_nothing(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def distillation_does_not_help(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _distillation_does_not_help(e: Evidence, stated: dict[str, Any]) -> Finding:
     table = _compared(e, [(f"{name}+{taught}", name) for name in OURS for taught in FEATURES])
     if table.empty:
         return e.nothing
@@ -500,7 +500,7 @@ def _levels(e: Evidence) -> pd.DataFrame:
 
 
 @_decides
-def keeps_most_of_unet(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _keeps_most_of_unet(e: Evidence, stated: dict[str, Any]) -> Finding:
     wide = _levels(e).pivot_table(index=SETTING, columns="model", values="dice", aggfunc="mean")
     if not {"ultraseg_130k", "unet_base"} <= set(wide):
         return e.nothing
@@ -512,7 +512,7 @@ def keeps_most_of_unet(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def mean_of_five(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _mean_of_five(e: Evidence, stated: dict[str, Any]) -> Finding:
     five = set(paper_table3()["dataset"]) - {"avg"}
     levels = _levels(e)
     levels = levels[levels["dataset"].isin(five) & levels["model"].isin(OURS)]
@@ -525,7 +525,7 @@ def mean_of_five(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def dice_falls_with_size(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _dice_falls_with_size(e: Evidence, stated: dict[str, Any]) -> Finding:
     levels, texts, falls = _levels(e), [], []
     for _, group in levels[levels["model"].isin(UNETS)].groupby(SETTING):
         dice = group.set_index("model")["dice"].reindex(UNETS).dropna()
@@ -536,7 +536,7 @@ def dice_falls_with_size(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def gap_is_capacity(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _gap_is_capacity(e: Evidence, stated: dict[str, Any]) -> Finding:
     paper = paper_table3()
     base = paper[paper["title"] == "UNet-Base"].set_index("dataset")["paper_dice"]
     rows = _levels(e)
@@ -560,7 +560,7 @@ def _runs_in(e: Evidence, levels: pd.DataFrame) -> tuple[str, ...]:
 
 
 @_decides
-def paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
     rows = _levels(e)
     rows = rows[rows["model"].isin(OURS)]
     rows = rows[(rows["recipe"] == "paper") & (rows["protocol"] == "released")]
@@ -599,14 +599,14 @@ def _per_image(scores: pd.DataFrame) -> pd.Series:
 
 
 @_decides
-def mixed_beats_single(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _mixed_beats_single(e: Evidence, stated: dict[str, Any]) -> Finding:
     table = _mixing(e, "ultraseg_130k")
     runs = e.ledger[e.ledger["model"] == "ultraseg_130k"]
     return _all_above(e, table, 0.0, _runs(runs, "mixed", *table["test_set"]))
 
 
 @_decides
-def data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Finding:
     gains = [_mixing(e, name).set_index("test_set")["difference"] for name in ("ultraseg_130k", "unet_base")]  # fmt: skip
     both = pd.concat(gains, axis=1, keys=["small", "large"]).dropna()
     if both.empty:
@@ -629,12 +629,12 @@ def _on_unseen(e: Evidence, pair: tuple[str, str]) -> pd.DataFrame:
 
 
 @_decides
-def attention_helps_outside(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _attention_helps_outside(e: Evidence, stated: dict[str, Any]) -> Finding:
     return _all_above(e, _on_unseen(e, ("ultraseg_130k", "ultraseg_108k")), 0.0)
 
 
 @_decides
-def external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
     table = _on_unseen(e, ("unet_base", "ultraseg_130k"))
     if table.empty:
         return e.nothing
@@ -652,7 +652,7 @@ def _hard(e: Evidence) -> list[tuple[str, pd.DataFrame, pd.Series]]:
 
 
 @_decides
-def large_or_many_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _large_or_many_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
     rows = [(f"{dataset_title(group['dataset'].iloc[0])}:", *_welch(group["dice"][hard], group["dice"][~hard]))
             for _, group, hard in _hard(e)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["name", "difference", "low", "high"])
@@ -660,7 +660,7 @@ def large_or_many_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def large_or_many_are_found(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _large_or_many_are_found(e: Evidence, stated: dict[str, Any]) -> Finding:
     found = {name: group["detected"][hard].astype(bool) for name, group, hard in _hard(e)}
     if not found:
         return e.nothing

@@ -32,7 +32,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def _decides(check: Check) -> Check:
-    CHECKS[check.__name__] = check
+    CHECKS[check.__name__.removeprefix("_")] = check
     return check
 
 
@@ -71,19 +71,19 @@ def _says(differences: pd.Series) -> str:
 
 
 @_decides
-def share_of_parameters(stated: dict[str, Any]) -> Finding:
+def _share_of_parameters(stated: dict[str, Any]) -> Finding:
     share = _parameters()["UltraSeg-130K"] / _parameters()["UNet-Base"]
     return Finding(round(share, 3) == stated["share"], f"{share:.2%} of UNet-Base")
 
 
 @_decides
-def named_sizes(stated: dict[str, Any]) -> Finding:
+def _named_sizes(stated: dict[str, Any]) -> Finding:
     found = _parameters()[BOTH].tolist()
     return Finding(found == list(stated.values()), " and ".join(f"{n / 1e6:.3f} M" for n in found))
 
 
 @_decides
-def below_the_limit(stated: dict[str, Any]) -> Finding:
+def _below_the_limit(stated: dict[str, Any]) -> Finding:
     largest = _parameters()[BOTH].max()
     return Finding(largest < stated["limit"], f"at most {largest / 1e6:.3f} M")
 
@@ -97,7 +97,7 @@ CHECKS["ninety_fps"] = CHECKS["thirty_fps"] = _frames_a_second
 
 
 @_decides
-def frames_a_second_fit(stated: dict[str, Any]) -> Finding:
+def _frames_a_second_fit(stated: dict[str, Any]) -> Finding:
     one_core = printed_table(4)[["single_fps", "single_latency_ms"]]
     off = one_core.prod(axis=1) / 1000 - 1
     wrong = one_core[off.abs() > stated["tolerance"]]
@@ -106,7 +106,7 @@ def frames_a_second_fit(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def limit_from_thirty_fps(stated: dict[str, Any]) -> Finding:
+def _limit_from_thirty_fps(stated: dict[str, Any]) -> Finding:
     fps = printed_table(4)["single_fps"][_parameters() >= stated["limit"]]
     fast = fps[fps >= stated["fps"]]
     return Finding(fast.empty, "fast all the same: " + _fps_of(fast))
@@ -117,13 +117,13 @@ def _fps_of(fps: pd.Series) -> str:
 
 
 @_decides
-def three_hundred_k_is_real_time(stated: dict[str, Any]) -> Finding:
+def _three_hundred_k_is_real_time(stated: dict[str, Any]) -> Finding:
     fps = printed_table(4)["single_fps"][_parameters().between(stated["low"], stated["high"])]
     return Finding(bool((fps >= stated["fps"]).all()), _fps_of(fps))
 
 
 @_decides
-def speed_and_dice(stated: dict[str, Any]) -> Finding:
+def _speed_and_dice(stated: dict[str, Any]) -> Finding:
     table = printed_table(4)
     ours = table.loc["UltraSeg-130K"]
     better = (table["single_fps"] > ours["single_fps"]) & (table["avg_dice"] > ours["avg_dice"])
@@ -132,33 +132,33 @@ def speed_and_dice(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def edbs_save_flops(stated: dict[str, Any]) -> Finding:
+def _edbs_save_flops(stated: dict[str, Any]) -> Finding:
     flops = 1e9 * printed_table(5)["flops_g"]
     saved = flops["UltraSeg-108K (ST)"] - flops["UltraSeg-108K (ST+EDB)"]
     return Finding(round(saved, -7) == stated["flops"], f"{saved / 1e9:.3f} G")
 
 
 @_decides
-def eq3_is_13(stated: dict[str, Any]) -> Finding:
+def _eq3_is_13(stated: dict[str, Any]) -> Finding:
     field = 1 + 2 * (stated["kernel"] - 1) * sum(stated["dilations"])
     return Finding(field == stated["field"], f"the formula gives {field}")
 
 
 @_decides
-def negligible_parameters(stated: dict[str, Any]) -> Finding:
+def _negligible_parameters(stated: dict[str, Any]) -> Finding:
     added = _parameters()["UltraSeg-130K"] - _parameters()["UltraSeg-108K"]
     return Finding(added < stated["parameters"], f"{added:,.0f} more")
 
 
 @_decides
-def student_is_300_times_smaller(stated: dict[str, Any]) -> Finding:
+def _student_is_300_times_smaller(stated: dict[str, Any]) -> Finding:
     quotients = _parameters()["UNet-Base"] / _parameters()[BOTH]
     text = ", ".join(f"{name} {value:.0f} times" for name, value in quotients.items())
     return Finding(quotients.min() > stated["times"], text)
 
 
 @_decides
-def flops_do_not_grow(stated: dict[str, Any]) -> Finding:
+def _flops_do_not_grow(stated: dict[str, Any]) -> Finding:
     flops = printed_table(1)["flops_g"]
     growth = flops["UltraSeg-130K"] / flops["LB-UNet"] - 1
     return Finding(growth < stated["growth"], f"{growth:+.0%}")
@@ -168,27 +168,27 @@ def flops_do_not_grow(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def keeps_most_of_unet(stated: dict[str, Any]) -> Finding:
+def _keeps_most_of_unet(stated: dict[str, Any]) -> Finding:
     ours, base = _dice("avg")["UltraSeg-130K"], _dice("avg")["UNet-Base"]
     return Finding(ours / base > stated["share"], f"{ours} / {base} = {ours / base:.1%}")
 
 
 @_decides
-def best_below_the_limit(stated: dict[str, Any]) -> Finding:
+def _best_below_the_limit(stated: dict[str, Any]) -> Finding:
     others = _dice("avg")[_small(stated["limit"])]
     worst = _dice("avg")[BOTH].min()
     return Finding(worst > others.max(), f"{worst} against {others.max()} ({others.idxmax()})")
 
 
 @_decides
-def mean_of_five(stated: dict[str, Any]) -> Finding:
+def _mean_of_five(stated: dict[str, Any]) -> Finding:
     five = printed_table(3).filter(like="_dice").drop(columns="avg_dice").loc[BOTH].mean(axis=1)
     off = max(abs(mean - number) for mean, number in zip(five, stated.values(), strict=True))
     return Finding(off < 1e-4, " and ".join(f"{mean:.4f}" for mean in five))
 
 
 @_decides
-def clear_margin_everywhere(stated: dict[str, Any]) -> Finding:
+def _clear_margin_everywhere(stated: dict[str, Any]) -> Finding:
     datasets = _ablation("paper_sd").columns
     small = printed_table(3).loc[_small(stated["limit"])]
     lead = pd.Series({d: _dice(d)[BOTH].max() - small[f"{d}_dice"].max() for d in datasets})
@@ -197,13 +197,13 @@ def clear_margin_everywhere(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def beats_unet_medium(stated: dict[str, Any]) -> Finding:
+def _beats_unet_medium(stated: dict[str, Any]) -> Finding:
     lead = pd.Series({d: _dice(d)["UltraSeg-108K"] - _dice(d)["UNet-Medium"] for d in SINGLE})
     return Finding(bool((lead > 0).all()), _says(lead))
 
 
 @_decides
-def significantly_beats_unet_medium(stated: dict[str, Any]) -> Finding:
+def _significantly_beats_unet_medium(stated: dict[str, Any]) -> Finding:
     lead = pd.Series({d: _dice(d)["UltraSeg-130K"] - _dice(d)["UNet-Medium"] for d in SEVERAL})
     sd = _ablation("paper_sd").loc["ultraseg_130k", SEVERAL]
     text = f"{_says(lead)}; sd {', '.join(map(str, sd))}"
@@ -215,31 +215,31 @@ def _from_attention(datasets: list[str]) -> pd.Series:
 
 
 @_decides
-def little_loss_on_single_centers(stated: dict[str, Any]) -> Finding:
+def _little_loss_on_single_centers(stated: dict[str, Any]) -> Finding:
     change = _from_attention(SINGLE)
     return Finding(bool((change >= -stated["margin"]).all()), _says(change))
 
 
 @_decides
-def gain_on_several_centers(stated: dict[str, Any]) -> Finding:
+def _gain_on_several_centers(stated: dict[str, Any]) -> Finding:
     change = _from_attention(SEVERAL)
     return Finding(bool((change > 0).all()), _says(change))
 
 
 @_decides
-def beats_lbunet(stated: dict[str, Any]) -> Finding:
+def _beats_lbunet(stated: dict[str, Any]) -> Finding:
     lead = _dice("avg")["UltraSeg-130K"] - _dice("avg")["LB-UNet"]
     return Finding(round(lead, 3) == stated["difference"], f"{lead:+.4f}")
 
 
 @_decides
-def dice_falls_with_size(stated: dict[str, Any]) -> Finding:
+def _dice_falls_with_size(stated: dict[str, Any]) -> Finding:
     means = _dice("avg")[UNETS]
     return Finding(means.is_monotonic_decreasing, " > ".join(map("{:.4f}".format, means)))
 
 
 @_decides
-def beats_unet_on_instruments(stated: dict[str, Any]) -> Finding:
+def _beats_unet_on_instruments(stated: dict[str, Any]) -> Finding:
     lead = _dice("kvasir_instrument")[BOTH] - _dice("kvasir_instrument")["UNet-Base"]
     return Finding(bool((lead > 0).all()), _says(lead))
 
@@ -248,13 +248,13 @@ def beats_unet_on_instruments(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def lbunet_beats_unet_tiny(stated: dict[str, Any]) -> Finding:
+def _lbunet_beats_unet_tiny(stated: dict[str, Any]) -> Finding:
     gain = _ablation("paper_dice").loc["lbunet"] - _ablation("paper_dice").loc["unet_tiny"]
     return Finding(bool((gain > 0).all()), _says(gain))
 
 
 @_decides
-def tweaks_clearly_gain(stated: dict[str, Any]) -> Finding:
+def _tweaks_clearly_gain(stated: dict[str, Any]) -> Finding:
     dice, rungs = _ablation("paper_dice"), ["lbunet", "ultraseg_108k_st"]
     gain = dice.loc[rungs[1]] - dice.loc[rungs[0]]
     unclear = gain[gain <= _ablation("paper_sd").loc[rungs].max()]
@@ -262,14 +262,14 @@ def tweaks_clearly_gain(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def edbs_gain(stated: dict[str, Any]) -> Finding:
+def _edbs_gain(stated: dict[str, Any]) -> Finding:
     dice = _ablation("paper_dice")["kvasir_seg"]
     gain = dice["ultraseg_108k"] - dice["ultraseg_108k_st"]
     return Finding(round(gain, 4) == stated["difference"], f"{gain:+.4f}")
 
 
 @_decides
-def tables_agree(stated: dict[str, Any]) -> Finding:
+def _tables_agree(stated: dict[str, Any]) -> Finding:
     names = {"unet_tiny": "UNet-Tiny", "lbunet": "LB-UNet"}
     five, wrong = paper_table5().set_index("model"), []
     for model, title in names.items():
@@ -283,27 +283,27 @@ def tables_agree(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def distillation_does_not_help(stated: dict[str, Any]) -> Finding:
+def _distillation_does_not_help(stated: dict[str, Any]) -> Finding:
     change = printed_table(7).set_index("dataset", append=True)["delta"]
     text = ", ".join(f"{value:+.4f}" for value in change)
     return Finding(bool((change <= 0).any()), text)
 
 
 @_decides
-def data_helps_small_models_more(stated: dict[str, Any]) -> Finding:
+def _data_helps_small_models_more(stated: dict[str, Any]) -> Finding:
     gain = (printed_table(6)["mixed_dice"] - _dice("avg"))[[*BOTH, "UNet-Base"]]
     return Finding(bool((gain[BOTH] > gain["UNet-Base"]).all()), _says(gain))
 
 
 @_decides
-def second_in_hd95(stated: dict[str, Any]) -> Finding:
+def _second_in_hd95(stated: dict[str, Any]) -> Finding:
     hd95 = printed_table(6)["mixed_hd95"]
     smaller = list(hd95.index[hd95 < hd95["UltraSeg-130K"]])
     return Finding(smaller == ["UNet-Base"], "smaller: " + ", ".join(smaller))
 
 
 @_decides
-def external_gaps(stated: dict[str, Any]) -> Finding:
+def _external_gaps(stated: dict[str, Any]) -> Finding:
     dice = printed_table(6).filter(like="_dice")
     gap = (dice.loc["UNet-Base"] - dice.loc["UltraSeg-130K"]).rename(lambda c: c[: -len("_dice")])
     right = all(round(gap[name], 3) == number for name, number in stated.items())
@@ -311,7 +311,7 @@ def external_gaps(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def attention_helps_outside(stated: dict[str, Any]) -> Finding:
+def _attention_helps_outside(stated: dict[str, Any]) -> Finding:
     dice = printed_table(6)[["etis_larib_dice", "bkai_igh_dice"]]
     change = dice.loc["UltraSeg-130K"] - dice.loc["UltraSeg-108K"]
     return Finding(bool((change > 0).all()), _says(change.rename(lambda c: c[: -len("_dice")])))
