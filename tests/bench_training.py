@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from ultraseg_lib.data import Frames, load_generated
 from ultraseg_lib.data.augmentation import augment
 from ultraseg_lib.data.device import DeviceFrames
-from ultraseg_lib.data.loading import Batch, to_batch, training_batches
+from ultraseg_lib.data.loading import Batch, ahead, to_batch, training_batches
 from ultraseg_lib.models import create_model
+from ultraseg_lib.models.operators import use_fast_operators
 from ultraseg_lib.provenance import cpu_model
 from ultraseg_lib.training import (
     RECIPES,
@@ -73,12 +74,16 @@ def our_steps(model: torch.nn.Module, frames: Frames, size: int) -> Iterator[Non
     """Train as `training.Trainer` does, one step a `next`."""
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        use_fast_operators(model)
     optimizer = _make_optimizer(list(model.parameters()), RECIPE)
     resident = DeviceFrames(frames, device) if device.type == "cuda" else None
     for epoch in itertools.count():
         setting = (size, "strong", 0, epoch)
         batches = (
-            resident.training_batches(*setting) if resident else training_batches(frames, *setting)
+            resident.training_batches(*setting)
+            if resident
+            else ahead(training_batches(frames, *setting))
         )
         for batch in batches:
             train_step(model, batch, optimizer, RECIPE, None, precision_for(device))

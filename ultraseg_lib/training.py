@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ultraseg_lib.data.device import DeviceFrames
-from ultraseg_lib.data.loading import Batch, Frames, to_tensor, training_batches
+from ultraseg_lib.data.loading import Batch, Frames, ahead, to_tensor, training_batches
 from ultraseg_lib.distillation import Distillation
 from ultraseg_lib.losses import deep_supervision_loss
 from ultraseg_lib.metrics import dice_score
 from ultraseg_lib.models import Prediction
+from ultraseg_lib.models.operators import use_fast_operators
 from ultraseg_lib.paths import whole_file
 
 
@@ -186,6 +187,8 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.device = pick_device()
         self.model = model.to(self.device, memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            use_fast_operators(self.model)
         self.train_frames, self.val_frames = train, val
         self.recipe, self.epochs, self.seed, self.folder = recipe, epochs, seed, folder
         self.distillation = None
@@ -235,7 +238,7 @@ class Trainer:
         setting = (self.recipe.batch_size, self.recipe.augmentation, self.seed, epoch)
         if self._on_device is not None:
             return self._on_device.training_batches(*setting, self.recipe.edges)
-        return training_batches(self.train_frames, *setting, self.recipe.edges)
+        return ahead(training_batches(self.train_frames, *setting, self.recipe.edges))
 
     def _run_epoch(self, epoch: int) -> dict[str, float]:
         began = time.perf_counter()
