@@ -10,8 +10,8 @@ from deployed import generated_image, lively_model, trained_logits
 from ultraseg_lib import study
 from ultraseg_lib.deploy.benchmark import agreement
 from ultraseg_lib.deploy.inference import REWRITES, exact_form
-from ultraseg_lib.deploy.weights import trained_runs
 from ultraseg_lib.models import create_model
+from ultraseg_lib.weights import shipped_weights
 
 ULTRASEGS = ("ultraseg_108k", "ultraseg_130k")
 
@@ -78,7 +78,7 @@ def test_a_wrong_size_or_rewrite_is_named():
 
 
 def test_masks_of_real_images_are_the_trained_models(real_data):
-    if not trained_runs("ultraseg_130k"):
+    if not shipped_weights("ultraseg_130k"):
         pytest.skip("no trained weights are here")
     test = study.load_frames_of("kvasir_seg", study.load_profile("lite")).part("test")
     for row in agreement("ultraseg_130k", np.asarray(test.images[:5])):

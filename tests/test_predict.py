@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from safetensors.torch import load_file
 from scipy import ndimage
 
 from ultraseg_lib import metrics
+from ultraseg_lib import weights as shipped
 from ultraseg_lib.__main__ import main
 from ultraseg_lib.data.synthetic import generate_frame, synthetic_video
 from ultraseg_lib.deploy import predict
-from ultraseg_lib.deploy import weights as deployed_weights
 from ultraseg_lib.models import create_model
 from ultraseg_lib.paths import write_json
 from ultraseg_lib.report.figures import PRED
@@ -347,7 +348,7 @@ def test_bad_arguments_give_one_line_and_leave_nothing(run, tmp_path, monkeypatc
         ("camera:7", (), "camera:7: no such camera"),
         (images, ("--backend", "abacus"), "'abacus' is not installed; here are eager"),
         (images, ("--model", "ultraseg"), "model: unknown 'ultraseg'; choose from"),
-        (images, ("--weights", "moon"), "a trained ultraseg_130k named moon; give a .safetensors"),
+        (images, ("--weights", "moon"), "weights of ultraseg_130k: 'moon' is no file"),
         (images, ("--model", "lbunet"), "no weights of lbunet"),
         (images, ("--weights", str(tmp_path / "broken.safetensors")), "or broken"),
         (images, ("--output", str(tmp_path / "file")), "file: cannot be made"),
@@ -393,21 +394,32 @@ def test_prefers_the_fastest_backend_that_runs_the_model(monkeypatch):
     assert predict.pick_backend(model, 256) == "onnxruntime"
 
 
-def test_default_weights_are_mixed_ones_then_the_best(outputs):
-    runs = outputs / "reference" / "runs"
-    with pytest.raises(FileNotFoundError, match="none is trained"):
-        deployed_weights.find_weights("ultraseg_130k")
+def test_default_weights_are_mixed_ones_then_the_best_on_validation(tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    monkeypatch.setattr(shipped, "RUNS", runs)
+    with pytest.raises(FileNotFoundError, match="this model has none"):
+        shipped.find_weights("ultraseg_130k")
     for dataset, dice, expected in (
         ("cvc_clinicdb", 0.7, "cvc_clinicdb"), ("kvasir_seg", 0.8, "kvasir_seg"),
         ("polypgen", 0.6, "kvasir_seg"), ("mixed", 0.5, "mixed"),
     ):  # fmt: skip
         folder = runs / f"ultraseg_130k-{dataset}-strong-clean-e3-s0"
         folder.mkdir(parents=True)
-        (folder / "scores.csv").write_text(f"image_id,test_set,dice\na,{dataset},{dice}\n")
-        found = deployed_weights.find_weights("ultraseg_130k")
+        (folder / "config.json").write_text("{}")
+        (folder / "history.csv").write_text(f"epoch,val_dice\n1,{dice}\n2,0.1\n")
+        found = shipped.find_weights("ultraseg_130k")
         assert found == runs / f"ultraseg_130k-{expected}-strong-clean-e3-s0/weights.safetensors"
-    named = deployed_weights.find_weights("ultraseg_130k", "cvc_clinicdb")
+    named = shipped.find_weights("ultraseg_130k", "cvc_clinicdb")
     assert named.parent.name == "ultraseg_130k-cvc_clinicdb-strong-clean-e3-s0"
+    with pytest.raises(FileNotFoundError, match=r"'kvasir' is no file.*mixed, kvasir_seg"):
+        shipped.find_weights("ultraseg_130k", "kvasir")
+
+
+@pytest.mark.parametrize("dataset", shipped.shipped_weights("ultraseg_130k"))
+def test_a_model_takes_its_shipped_weights_by_name(dataset):
+    model = create_model("ultraseg_130k", weights=dataset)
+    state = load_file(shipped.find_weights("ultraseg_130k", dataset))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
 def test_video_overlays_show_the_latency():
@@ -418,8 +430,8 @@ def test_video_overlays_show_the_latency():
 
 
 def test_weights_without_a_config_are_taken_for_256_px(weights, tmp_path):
-    assert deployed_weights.trained_size(weights) == SIZE
-    assert deployed_weights.trained_size(tmp_path / "weights.safetensors") == 256
+    assert shipped.trained_size(weights) == SIZE
+    assert shipped.trained_size(tmp_path / "weights.safetensors") == 256
 
 
 def test_camera_frames_are_turned_from_bgr(monkeypatch):

@@ -255,12 +255,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def command_export(args: argparse.Namespace) -> int:
     """Write models in their exact inference form as ONNX and OpenVINO files."""
     from ultraseg_lib.deploy.export import export
-    from ultraseg_lib.deploy.weights import trained_runs
     from ultraseg_lib.models import create_model
     from ultraseg_lib.paths import outputs_dir
+    from ultraseg_lib.weights import shipped_weights
 
     for name in args.models:
-        weights = args.weights or next(iter(trained_runs(name).values()), None)
+        weights = args.weights or next(iter(shipped_weights(name).values()), None)
         model = create_model(name, weights=weights)
         files = export(name, model, args.output or outputs_dir("export"), args.size, weights)
         print(f"{name} ({weights or 'untrained'}):", *files, sep="\n  ")
@@ -277,8 +277,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def command_predict(args: argparse.Namespace) -> int:
     """Segment an image, a folder of images, a video or a camera; 1 if a frame was bad."""
     from ultraseg_lib.deploy import predict
-    from ultraseg_lib.deploy.weights import find_weights, trained_size
+    from ultraseg_lib.variants import find_variant
+    from ultraseg_lib.weights import find_weights, trained_size
 
+    find_variant(args.model)  # raises for an unknown name
     source = predict.open_source(args.path)
     predict.check_output(args.output, source)
     weights = find_weights(args.model, args.weights)

@@ -21,7 +21,6 @@ from ultraseg_lib.deploy.anatomy import time_parts, time_rewrites
 from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend
 from ultraseg_lib.deploy.frame import to_image
 from ultraseg_lib.deploy.timing import LEAST, TURN, Timed, time_in_turns
-from ultraseg_lib.deploy.weights import trained_runs
 from ultraseg_lib.deploy.worker import (
     LIMITS,
     WARM_UP,
@@ -35,6 +34,7 @@ from ultraseg_lib.models import MODELS, create_model, find_model
 from ultraseg_lib.paths import PAPER, outputs_dir, write_json
 from ultraseg_lib.provenance import provenance, usable_cores
 from ultraseg_lib.study import load_frames_of, load_profile
+from ultraseg_lib.weights import shipped_weights
 
 FRAME = (1024, 1280)  # height and width of a colonoscope's picture
 PARITY = 1e-3  # how far a float32 logit may be from the trained model's
@@ -102,7 +102,7 @@ def default_backends() -> list[str]:
 
 def build_model(name: str) -> tuple[nn.Module, Path | None]:
     """Return a model in evaluation mode and its weights: a reference run's, else none and seed 0."""
-    weights = next(iter(trained_runs(find_model(name).name).values()), None)
+    weights = next(iter(shipped_weights(find_model(name).name).values()), None)
     return seeded_model(name, weights), weights
 
 
@@ -313,7 +313,7 @@ def agreement_on(
     """Return the `agreement` of every trained UltraSeg among `models` on a dataset's test images."""
     frames = load_frames_of(dataset, load_profile("lite", image_size=size)).part("test")
     images = np.asarray(frames.images[:count])
-    trained = [name for name in models or table4_models() if trained_runs(name)]
+    trained = [name for name in models or table4_models() if shipped_weights(name)]
     return [row | {"dataset": dataset} for name in trained for row in agreement(name, images)]
 
 

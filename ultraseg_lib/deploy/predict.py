@@ -20,10 +20,10 @@ from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError
 from ultraseg_lib.data.loading import read_image
 from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend
 from ultraseg_lib.deploy.frame import segment_frame
-from ultraseg_lib.deploy.weights import IMAGE_SIZE
 from ultraseg_lib.metrics import MIN_POLYP_PX
 from ultraseg_lib.paths import whole_file
 from ultraseg_lib.variants import build_model
+from ultraseg_lib.weights import IMAGE_SIZE
 
 FASTEST_FIRST = ("native", "openvino", "onnxruntime", "inference")
 COLUMNS = (

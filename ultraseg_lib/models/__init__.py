@@ -1,6 +1,6 @@
 """Every architecture of the paper, by name.
 
-model = create_model("ultraseg_130k")
+model = create_model("ultraseg_130k", weights="mixed")  # trained; without weights, untrained
 prediction = model(image)  # image (N, 3, H, W) in [0, 1]; prediction.logits (N, 1, H, W)
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ultraseg_lib.weights import find_weights
 
 from .egeunet import EGEUNet
 from .fastscnn import FastSCNN
@@ -96,16 +98,17 @@ def create_model(
 ) -> nn.Module:
     """Build a model in training mode, its weights drawn from torch's random state.
 
-    `out_channels` is the width of the main head; `weights` a .safetensors file, loaded strictly;
-    `variants` are arguments of the model's class (see `UltraSeg`) that replace the row's own.
-    Raises ValueError for an unknown name or value, TypeError for an unknown variant, RuntimeError
-    for weights of another architecture.
+    `out_channels` is the width of the main head; `weights` a .safetensors file, loaded strictly, or
+    the name of the dataset whose shipped weights to take ("mixed", "kvasir_seg", ...); `variants`
+    are arguments of the model's class (see `UltraSeg`) that replace the row's own. Raises ValueError
+    for an unknown name or value, TypeError for an unknown variant, FileNotFoundError for weights
+    that are not there, RuntimeError for weights of another architecture.
     """
     info = find_model(name)
     _check_variants(info, variants)
     model = info.build(out_channels=out_channels, **{**info.options, **variants})
     if weights is not None:
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(load_file(find_weights(info.name, weights)))
     return model
 
 

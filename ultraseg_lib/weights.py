@@ -1,0 +1,54 @@
+"""The trained weights that ship with the study: those of the committed reference runs."""
+
+import csv
+import json
+from pathlib import Path
+
+from ultraseg_lib.paths import ROOT
+
+RUNS = ROOT / "outputs" / "reference" / "runs"
+IMAGE_SIZE = 256  # of weights that do not say at which size they were trained
+
+
+def shipped_weights(model: str) -> dict[str, Path]:
+    """Return the weights of a model by the dataset that they were trained on, best first.
+
+    Recipe ``strong`` and protocol ``clean`` only. Mixed training comes first, then the higher
+    validation Dice: the test parts choose nothing.
+    """
+    best: dict[str, tuple[bool, float, Path]] = {}
+    for config in RUNS.glob(f"{model}-*-strong-clean-e*-s*/config.json"):
+        dataset = config.parent.name.split("-")[1]
+        with config.with_name("history.csv").open(encoding="utf-8") as file:
+            dice = max(float(row["val_dice"]) for row in csv.DictReader(file))
+        rank = (dataset == "mixed", dice, config.with_name("weights.safetensors"))
+        best[dataset] = max(rank, best.get(dataset, rank))
+    best_first = sorted(best.items(), key=lambda pair: pair[1], reverse=True)
+    return {dataset: path for dataset, (_, _, path) in best_first}
+
+
+def find_weights(model: str, weights: str | Path | None = None) -> Path:
+    """Return a weights file: the given one, the shipped one of the named dataset, or the best.
+
+    Raises FileNotFoundError, with the names there are, where there is none.
+    """
+    if weights is not None and Path(weights).is_file():
+        return Path(weights)
+    shipped = shipped_weights(model)
+    if weights is None and shipped:
+        return next(iter(shipped.values()))
+    if str(weights) in shipped:
+        return shipped[str(weights)]
+    wanted = "none shipped" if weights is None else f"{str(weights)!r} is no file, and none shipped"
+    raise FileNotFoundError(
+        f"weights of {model}: {wanted} under this name; give a .safetensors file or one of:"
+        f" {', '.join(shipped) or '(this model has none)'}"
+    )
+
+
+def trained_size(weights: Path) -> int:
+    """Return the image size in px that weights were trained at: what their run says, else 256."""
+    config = weights.with_name("config.json")
+    if not config.exists():
+        return IMAGE_SIZE
+    return json.loads(config.read_text(encoding="utf-8"))["inputs"]["images"]["size"]
