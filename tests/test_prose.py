@@ -12,7 +12,7 @@ from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT
 from ultraseg_lib.report import tables
 
 ALL = find_notebooks()
-TEXTS = [ROOT / "README.md", NOTEBOOKS / "README.md"]
+TEXTS = [ROOT / "README.md", NOTEBOOKS / "README.md", ROOT / "outputs/reference/README.md"]
 DECIMAL = re.compile(r"(?<![\w.,])(?:\d+\.\d+|\d{1,3}(?:,\d{3})+)(?![\w.]\d|\w)")
 NAMED = re.compile(r"[Ss]ections? \d\.\d|Python \d\.\d+|Eq\. \d|Table \d")  # not measured
 SETTINGS = {  # numbers that somebody chose, by file, each with its name

@@ -1,4 +1,4 @@
-"""What is generated in prose: links between notebooks, the index, the tables of the README.
+"""What is generated in prose: links between notebooks, the index, tables of READMEs, model cards.
 
 A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. `refresh` renews all.
 """
@@ -14,7 +14,7 @@ import pandas as pd
 from ultraseg_lib import study
 from ultraseg_lib.notebooks import find_notebooks
 from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT, write_text
-from ultraseg_lib.report import tables
+from ultraseg_lib.report import record, tables
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NEXT = re.compile(r"## Next\b.*", re.DOTALL)
@@ -86,9 +86,9 @@ def readme_results() -> str:
     ]
     columns = ["dataset", "model", "setting", "seeds", "Dice per image (95 % interval)",
                "Dice per batch of 4", "paper"]  # fmt: skip
-    head = ["| " + " | ".join(columns).replace("setting", "recipe, epochs, protocol") + " |"]
-    rows = ["| " + " | ".join(map(str, row)) + " |" for row in shown[columns].to_numpy()]
-    return "\n".join([*head, "|---" * len(columns) + "|", *rows, "", _base_line(levels)])
+    titles = ["recipe, epochs, protocol" if each == "setting" else each for each in columns]
+    rows = record.markdown_table(titles, shown[columns].to_numpy())
+    return f"{rows}\n\n{_base_line(levels)}"
 
 
 def _base_line(levels: pd.DataFrame) -> str:
@@ -104,6 +104,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "index": index_of_notebooks,
     "notebooks": readme_notebooks,
     "results": readme_results,
+    "own": lambda: record.own_results(study.read_ledger("reference")),
+    "unseen": lambda: record.unseen_results(study.read_ledger("reference")),
+    "choices": lambda: record.choices(study.read_ledger("reference")),
+    "cells": record.cells_run,
 }
 
 
@@ -130,13 +134,19 @@ def _renewed_notebook(path: Path) -> str:
 def renewed() -> dict[Path, str]:
     """Return what every file with generated prose should hold."""
     files = {path: _renewed_notebook(path) for path in find_notebooks()}
-    texts = (ROOT / "README.md", NOTEBOOKS / "README.md")
-    return files | {path: fill(path.read_text(encoding="utf-8")) for path in texts}
+    texts = (ROOT / "README.md", NOTEBOOKS / "README.md", ROOT / "outputs/reference/README.md")
+    files |= {path: fill(path.read_text(encoding="utf-8")) for path in texts}
+    runs = study.finished_runs("reference")
+    return files | {run.folder / "MODEL_CARD.md": record.model_card(run) for run in runs}
 
 
 def stale() -> dict[Path, str]:
     """Return the files whose generated prose is out of date, with what they should hold."""
-    return {path: text for path, text in renewed().items() if path.read_text("utf-8") != text}
+    return {
+        path: text
+        for path, text in renewed().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
 
 
 def refresh() -> list[Path]:

@@ -1,0 +1,59 @@
+"""The record in prose says what its files say."""
+
+import re
+
+import pytest
+
+from ultraseg_lib import study
+from ultraseg_lib.models import create_model
+from ultraseg_lib.report import record
+
+
+@pytest.fixture(autouse=True)
+def own_outputs(monkeypatch):
+    """Read the committed record, wherever the user's outputs are."""
+    monkeypatch.delenv("ULTRASEG_OUTPUTS", raising=False)
+
+
+def cells(table: str) -> list[list[str]]:
+    """Return the cells of a Markdown table, its head first."""
+    lines = [line for line in table.splitlines() if not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_difference_is_ours_minus_the_papers():
+    head, *rows = cells(record.own_results(study.read_ledger("reference")))
+    compared = [dict(zip(head, row, strict=True)) for row in rows]
+    assert all(len(row) == len(head) for row in rows)
+    with_paper = [row for row in compared if row["paper"] != "–"]
+    assert with_paper
+    for row in with_paper:
+        expected = float(row["Dice per batch of 4"]) - float(row["paper"])
+        assert float(row["per batch − paper"]) == pytest.approx(expected, abs=2e-3)
+
+
+def test_unseen_rows_hold_every_run_once_for_each_unseen_dataset():
+    _, *rows = cells(record.unseen_results(study.read_ledger("reference")))
+    assert len(rows) == 2 * len(study.finished_runs("reference"))
+
+
+def test_every_finished_run_stands_in_its_cell():
+    head, *rows = cells(record.cells_run())
+    by_model = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert "strong/clean" in by_model["UltraSeg-130K"]["Kvasir-SEG"]
+    assert by_model["UNet-Base"]["Kvasir-SEG"] == "–"
+    assert by_model["UltraSeg-130K, no boundary loss"]["PolypGen"] == ""
+
+
+@pytest.mark.parametrize("run", study.finished_runs("reference"), ids=lambda run: run.run_id)
+def test_card_names_data_licence_protocol_scores_and_limits(run):
+    card = record.model_card(run)
+    for part in ("not a medical device", "## Training", "## Scores", "## Limits", run.run_id):
+        assert part in card
+    assert "commercial use" in card  # every dataset that we trained on restricts it
+    own = study.read_scores(run).query("test_set == @run.dataset")["dice"].mean()
+    assert run.dataset == "mixed" or f"| {own:.3f} (" in card
+    line = re.search(r"^model = (create_model\(.*\))\.eval\(\)$", card, re.MULTILINE)
+    weights = re.search(r'weights="([^"]+)"', line[1])[1]
+    if not weights.startswith("outputs/"):
+        assert create_model(run.model, weights=weights)

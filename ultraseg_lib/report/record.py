@@ -1,0 +1,207 @@
+"""The committed record told in Markdown: ours beside the paper's, what is not run, model cards."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from ultraseg_lib import study
+from ultraseg_lib.data import catalog, dataset_title
+from ultraseg_lib.data.splits import EXTERNAL, MIXED
+from ultraseg_lib.models.complexity import count_parameters
+from ultraseg_lib.report import external, tables
+from ultraseg_lib.study import Run
+from ultraseg_lib.variants import build_model, model_title
+from ultraseg_lib.weights import shipped_weights
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table as Markdown."""
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def _with_interval(mean: float, low: float, high: float, form: str = "{:.3f}") -> str:
+    return f"{form.format(mean)} ({form.format(low)} to {form.format(high)})"
+
+
+def _setting(row: pd.Series) -> str:
+    return f"{row['recipe']}, {row['epochs']}, {row['protocol']}"
+
+
+def _compared(row: pd.Series) -> list[str]:
+    """Return the cells: Dice per image, per batch, the paper's, both differences."""
+    levels = [row[name] for name in ("dice", "dice_low", "dice_high")]
+    cells = [_with_interval(*levels), f"{row['batch_pooled_dice']:.3f}"]
+    paper = row["paper_dice"]
+    if pd.isna(paper):
+        return [*cells, "–", "–", "–"]
+    difference = row["batch_pooled_dice"] - paper
+    by_image = _with_interval(*(level - paper for level in levels), "{:+.3f}")
+    return [*cells, f"{paper:.4f}", f"{difference:+.3f}", by_image]
+
+
+COMPARED = (
+    "Dice per image (95 % interval)", "Dice per batch of 4", "paper", "per batch − paper",
+    "per image − paper (95 % interval)",
+)  # fmt: skip
+
+
+def own_results(ledger: pd.DataFrame) -> str:
+    """Return every run on the test part of its own dataset beside Table 3 of the paper."""
+    levels = tables.main_table(ledger)
+    rows = [
+        [dataset_title(row["dataset"]), row["title"], _setting(row), row["seeds"], *_compared(row)]
+        for _, row in levels.sort_values(["dataset", "title"], kind="stable").iterrows()
+    ]
+    head = ["dataset", "model", "recipe, epochs, protocol", "seeds", *COMPARED]
+    return markdown_table(head, rows)
+
+
+def unseen_results(ledger: pd.DataFrame) -> str:
+    """Return every run on the two datasets that none is trained on, beside Table 6 of the paper."""
+    scores = external.score_table(external.by_tested(ledger))
+    scores = scores[scores["tested"].isin(EXTERNAL)]
+    paper = external.paper_table6()
+    merged = scores.merge(paper, "left", ["title", "tested"])
+    merged.loc[merged["dataset"] != "mixed", "paper_dice"] = float("nan")
+    merged = merged.sort_values(["tested", "dice"], ascending=[True, False])
+    rows = [
+        [
+            dataset_title(row["tested"]), row["title"], external.training_title(row["dataset"]),
+            _setting(row), *_compared(row),
+        ]
+        for _, row in merged.iterrows()
+    ]  # fmt: skip
+    head = ["tested on", "model", "trained on", "recipe, epochs, protocol", *COMPARED]
+    return markdown_table(head, rows)
+
+
+def choices(ledger: pd.DataFrame) -> str:
+    """Return what the recipe, the protocol and the epochs are worth: the same model, the same images."""
+    table = tables.choices_table(ledger)
+    table = table[~table["changed"].str.contains(",")]  # one change at a time
+    rows = [
+        [
+            dataset_title(row["dataset"]), row["title"], row["a"], row["b"],
+            _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
+        ]
+        for _, row in table.iterrows()
+    ]  # fmt: skip
+    head = ["dataset", "model", "setting A", "setting B", "Dice A − B (95 % interval)"]
+    return markdown_table(head, rows)
+
+
+def cells_run() -> str:
+    """Return the planned cells by model and dataset: those that were run by setting, else a dash."""
+    profile = study.load_profile("reference")
+    planned = study.plan_grids(profile, study.GRIDS)
+    finished = study.finished_runs("reference")
+    datasets = list(dict.fromkeys(run.dataset for run in planned))
+    rows = []
+    for model in dict.fromkeys(run.model for run in planned):
+        cells = []
+        for dataset in datasets:
+            runs = [run for run in finished if (run.model, run.dataset) == (model, dataset)]
+            settings = sorted({f"{run.recipe}/{run.protocol}" for run in runs})
+            wanted = any((run.model, run.dataset) == (model, dataset) for run in planned)
+            cells.append("<br>".join(settings) or ("–" if wanted else ""))
+        rows.append([model_title(model), *cells])
+    return markdown_table(["model", *map(external.training_title, datasets)], rows)
+
+
+# --- model cards ----------------------------------------------------------------------------------
+
+
+def _licences(dataset: str) -> str:
+    names = MIXED if dataset.partition("@")[0] == "mixed" else [dataset.partition("@")[0]]
+    trained = [name for name in names if name != "polypdb"]  # not among the images at hand
+    return "\n".join(f"- {dataset_title(name)}: {catalog()[name]['license']}" for name in trained)
+
+
+def _score_rows(run: Run) -> str:
+    ledger = study.read_ledger("reference")
+    ledger = external.by_tested(ledger[ledger["run_id"] == run.run_id])
+    rows = [
+        [
+            dataset_title(row["tested"]), "yes, its test part" if _is_own(run, row["tested"]) else "no",
+            row["images"], _with_interval(row["dice"], row["dice_low"], row["dice_high"]),
+            f"{row['batch_pooled_dice']:.3f}", f"{row['hd95']:.1f}", f"{row['miss_rate']:.1%}",
+        ]
+        for _, row in external.score_table(ledger).iterrows()
+    ]  # fmt: skip
+    return markdown_table(
+        ["tested on", "trained on its training part", "images", "Dice per image (95 % interval)",
+         "Dice per batch of 4", "HD95 (px)", "missed"],
+        rows,
+    )  # fmt: skip
+
+
+def _is_own(run: Run, tested: str) -> bool:
+    return tested == run.dataset or (run.dataset == "mixed" and tested in MIXED)
+
+
+CARD = """# {title}, trained on {trained_on}
+
+**Research and teaching only. This is not a medical device**, and no one has checked it on patients.
+
+{parameters:,} parameters; image (3, {size}, {size}) in [0, 1], RGB, resized without regard to its sides' ratio; out comes one logit a pixel, polyp above 0.
+
+```python
+{load}
+```
+
+## Training
+
+Recipe `{recipe}`, {epochs} epochs, seed {seed}; epoch {best_epoch} is shipped, picked on {picker}. {minutes:.0f} minutes on {hardware}, commit `{commit}`. To repeat it: `python -m ultraseg_lib study --profile {profile} --only {run_id} --data DIR`.
+
+Trained on, with the licence as the dataset's own page states it; the weights follow it:
+
+{licences}
+
+## Scores
+
+One model, one seed; the intervals draw the test images anew, not the training. `missed`: of the images with a polyp, those of which no pixel was found.
+
+{scores}
+
+## Limits
+
+- {leak}
+- Nearly all training frames show a polyp, so the model has seldom seen a normal mucosa: expect false alarms on video.
+- Still frames, not video; no instrument, no capsule, and narrow-band light only as far as the datasets hold it.
+- Small and flat polyps are missed most often. Read `missed` and the lower scores on other hospitals' images before anything is built on these weights.
+"""
+
+LEAKS = {
+    "cvc_clinicdb": "The random split puts frames of one video into training and test: the score on"
+    " the own test part is too high. The run on `cvc_clinicdb@sequence` says by how much.",
+    "polypgen": "Frames of one video may stand in the training and the test part: read the scores on"
+    " the other datasets.",
+}
+NO_LEAK = "The test part comes from the same hospitals as the training part: read the scores on the other datasets."
+
+
+def model_card(run: Run) -> str:
+    """Return the card of a run's weights: data, licences, protocol, scores with intervals, limits."""
+    config = study.read_config(run)
+    made = config["provenance"]
+    clean = run.protocol == "clean"
+    dataset = run.dataset
+    named = shipped_weights(run.model).get(dataset)
+    is_named = named is not None and named.parent.name == run.run_id
+    path = f"outputs/reference/runs/{run.run_id}/weights.safetensors"
+    return CARD.format(
+        title=model_title(run.model),
+        trained_on=external.training_title(dataset),
+        parameters=count_parameters(build_model(run.model)),
+        size=config["inputs"]["images"]["size"],
+        load=f'model = create_model("{run.model}", weights="{dataset if is_named else path}").eval()',
+        picker="the validation part" if clean else "the test part, as the released code does: its"
+        " own score is too high",
+        hardware=f"{made['gpu'] or made['cpu']}, {made['threads']} thread(s)",
+        commit=made["commit"],
+        licences=_licences(dataset),
+        scores=_score_rows(run),
+        leak=LEAKS.get("cvc_clinicdb" if dataset == "mixed" else dataset, NO_LEAK),
+        **{key: config[key] for key in ("recipe", "epochs", "seed", "best_epoch", "minutes", "profile", "run_id")},
+    )  # fmt: skip
