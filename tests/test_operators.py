@@ -1,12 +1,15 @@
 """The faster training operators give the numbers of the plain ones, forward and backward."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from ultraseg_lib.models import create_model
-from ultraseg_lib.models.layers import enlarge, resize
+from ultraseg_lib.models.layers import ConvStage, enlarge, resize
 from ultraseg_lib.models.operators import (
+    OneNormStage,
     PhasedConv2d,
     join_phases,
     split_phases,
@@ -67,3 +70,21 @@ def test_ultraseg_gets_a_fast_form_of_all_six_dilated_branches():
     fast = [name for name, each in model.named_modules() if isinstance(each, PhasedConv2d)]
     assert len(fast) == 6
     assert all("encoder3" in name for name in fast)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_norm_stage_equals_two_norms_and_remembers_the_same(training):
+    torch.manual_seed(1)
+    plain = ConvStage(3, 8).train(training)
+    with torch.no_grad():
+        for norm in (plain.norm, plain.down.norm):
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.uniform_(-1, 1)
+        plain.conv.bias.uniform_(-2, 2)
+    fast = use_fast_operators(copy.deepcopy(plain))
+    assert type(fast) is OneNormStage
+    image = torch.randn(3, 3, 20, 24).contiguous(memory_format=torch.channels_last)
+    for found, wanted in zip(gradients(fast, image), gradients(plain, image), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(fast.get_buffer(name), buffer, rtol=1e-4, atol=1e-5)

@@ -127,6 +127,7 @@ def test_probability_maps_keep_the_decision_at_one_half():
 @pytest.mark.slow
 def test_bfloat16_costs_no_dice(outputs, monkeypatch):
     """Train one demo run in float32 and one as a GPU would, in bfloat16 by autocast."""
+    monkeypatch.setattr(training, "use_fast_operators", lambda model: model)  # the CPU's own
     plan = study.load_profile("demo", models=["ultraseg_130k"], seeds=[0])
     run = study.plan_runs(plan)[0]
     dice = {}
