@@ -35,7 +35,7 @@ def test_an_unknown_method_is_refused_on_the_device():
         edges.boundary_targets_on_device(torch.zeros(1, 8, 8, dtype=torch.bool), "sobel")
 
 
-@pytest.mark.parametrize("augmentation", ["paper", "strong"])
+@pytest.mark.parametrize("augmentation", ["paper", "strong", "multiscale"])
 def test_batches_equal_those_of_the_cpu(outputs, augmentation):
     pytest.importorskip("kornia", reason="the extra [gpu] is not installed")
     frames = load_generated("synthetic", 64, 24, 3)

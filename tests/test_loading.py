@@ -91,6 +91,18 @@ def test_augmentation_keeps_masks_binary_and_moves_both_alike(frames, name):
     )  # what was marked is still under its mask
 
 
+def test_multiscale_draws_one_side_a_batch_and_shrinks_both_alike(frames):
+    batches = list(training_batches(frames, 2, "multiscale", seed=0, epoch=1))
+    batches += training_batches(frames, 2, "multiscale", seed=0, epoch=2)
+    sides = [batch.image.shape[-1] for batch in batches]
+    assert set(sides) == {32, 64}  # of 64 px: a half, and all; three quarters round to the latter
+    for batch in batches:
+        side = batch.image.shape[-1]
+        assert batch.mask.shape == batch.boundary.shape == (2, 1, side, side)
+        share = batch.mask.mean(dim=(1, 2, 3))  # of a zoom of 0.8 to 1.3, partly moved outside
+        assert ((share > 0.03) & (share < 0.3)).all()
+
+
 def test_unknown_augmentation_lists_the_known(frames):
     with pytest.raises(ValueError, match=r"'huge'.*paper.*strong"):
         augment(frames.images, frames.masks, "huge", np.random.default_rng(0))

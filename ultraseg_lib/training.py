@@ -1,12 +1,13 @@
 """One training run: fit, checkpoint after each epoch, resume, keep the best weights.
 
-Two recipes: ``paper`` is section 4.1; ``strong`` is ours, the same model trained harder. Everything
-random follows from the seed and the epoch's number, so a resumed run equals an unbroken one.
+Three recipes: ``paper`` is section 4.1; ``strong`` is ours, the same model trained harder;
+``multiscale`` is ``strong`` on images of three sizes. Everything random follows from the seed and
+the epoch's number, so a resumed run equals an unbroken one.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ RECIPES = {
         "adamw", 2e-3, 1e-2, "one_cycle", "strong", "released", clip=1.0, average=0.995
     ),
 }
+RECIPES["multiscale"] = replace(RECIPES["strong"], augmentation="multiscale")
 HISTORY_COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice", "seconds")
 WEIGHT_COLUMN = "weight:"  # then a name: one more column for each weight that is a single number
 

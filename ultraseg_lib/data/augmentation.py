@@ -1,7 +1,7 @@
-"""Random changes to training frames: the paper's two, and a stronger set by name."""
+"""Random changes to training frames: the paper's two, and stronger sets by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -14,7 +14,8 @@ class Augmentation:
 
     ``small_angle`` and ``any_angle_share``: degrees either way, and how often any angle is drawn
     instead. ``scale``: lowest and highest zoom. ``shift``: pixels at 256. ``brightness``,
-    ``contrast``, ``colour``: relative half-widths.
+    ``contrast``, ``colour``: relative half-widths. ``sides``: of a batch, as shares of the image's;
+    one is drawn for each batch.
     """
 
     small_angle: float = 0.0
@@ -26,6 +27,7 @@ class Augmentation:
     contrast: float = 0.0
     colour: float = 0.0
     border: int = cv2.BORDER_CONSTANT
+    sides: tuple[float, ...] = (1.0,)
 
     @property
     def recolours(self) -> bool:
@@ -33,21 +35,25 @@ class Augmentation:
         return bool(self.brightness or self.contrast or self.colour)
 
 
+STRONG = Augmentation(
+    small_angle=15,
+    any_angle_share=0.5,
+    scale=(0.8, 1.3),
+    shift=20,
+    flip_vertical=True,
+    brightness=0.15,
+    contrast=0.25,
+    colour=0.1,
+    border=cv2.BORDER_REFLECT_101,
+)
 AUGMENTATIONS = {
     # Section 4.1 and the released code: rotation within ±10 degrees, horizontal flip.
     "paper": Augmentation(small_angle=10),
-    "strong": Augmentation(
-        small_angle=15,
-        any_angle_share=0.5,
-        scale=(0.8, 1.3),
-        shift=20,
-        flip_vertical=True,
-        brightness=0.15,
-        contrast=0.25,
-        colour=0.1,
-        border=cv2.BORDER_REFLECT_101,
-    ),
+    "strong": STRONG,
+    # Smaller images hold smaller polyps, and cost less: multi-scale training, usual in the field.
+    "multiscale": replace(STRONG, sides=(0.5, 0.75, 1.0)),
 }
+SIDE_STEP = 32  # px; every model takes sides that are multiples of it
 
 
 def _geometry(setting: Augmentation, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -67,18 +73,33 @@ def _geometry(setting: Augmentation, size: int, rng: np.random.Generator) -> np.
 
 
 class Change(NamedTuple):
-    """What was drawn for one frame: a (2, 3) affine matrix, and the change of its colours."""
+    """What was drawn for one frame: a (2, 3) affine matrix, and the change of its colours.
 
+    ``side``: of the square that the matrix leads to, px.
+    """
+
+    side: int
     matrix: np.ndarray
     contrast: float
     brightness: float
     gains: np.ndarray
 
 
-def draw_change(setting: Augmentation, size: int, rng: np.random.Generator) -> Change:
-    """Draw the change of one frame of ``size`` pixels."""
+def draw_side(setting: Augmentation, size: int, rng: np.random.Generator) -> int:
+    """Draw the side of a batch, px, from images of ``size`` pixels."""
+    if len(setting.sides) == 1:
+        return size
+    return max(1, round(size * rng.choice(setting.sides) / SIDE_STEP)) * SIDE_STEP
+
+
+def draw_change(setting: Augmentation, size: int, side: int, rng: np.random.Generator) -> Change:
+    """Draw the change of one frame of ``size`` pixels, which becomes one of ``side``."""
+    matrix = _geometry(setting, size, rng)
+    matrix = matrix * (side / size)
+    matrix[:, 2] += (side / size - 1) / 2  # pixel centres stay on pixel centres
     return Change(
-        _geometry(setting, size, rng),
+        side,
+        matrix,
         1 + rng.uniform(-setting.contrast, setting.contrast),
         255 * rng.uniform(-setting.brightness, setting.brightness),
         1 + rng.uniform(-setting.colour, setting.colour, 3),
@@ -94,13 +115,11 @@ def _colour(image: np.ndarray, change: Change) -> np.ndarray:
 
 
 def _augment_one(
-    image: np.ndarray, mask: np.ndarray, setting: Augmentation, rng: np.random.Generator
+    image: np.ndarray, mask: np.ndarray, setting: Augmentation, change: Change
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augment one (S, S, 3) image and its (S, S) mask by the same geometry."""
-    size = len(image)
     warp: Callable[..., np.ndarray] = cv2.warpAffine
-    change = draw_change(setting, size, rng)
-    options = {"dsize": (size, size), "borderMode": setting.border}
+    options = {"dsize": (change.side, change.side), "borderMode": setting.border}
     image = warp(image, change.matrix, flags=cv2.INTER_LINEAR, **options)
     mask = warp(mask, change.matrix, flags=cv2.INTER_NEAREST, **options)
     return (_colour(image, change) if setting.recolours else image), mask
@@ -118,9 +137,14 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augment a batch: images (B, S, S, 3) uint8, masks (B, S, S) uint8 of 0 and 255.
 
-    Images are interpolated linearly, masks by the nearest pixel, so masks stay binary. Raises
-    ValueError for an unknown ``name``.
+    Images are interpolated linearly, masks by the nearest pixel, so masks stay binary. Under
+    "multiscale" the batch may come back smaller. Raises ValueError for an unknown ``name``.
     """
     setting = find_augmentation(name)
-    pairs = [_augment_one(*pair, setting, rng) for pair in zip(images, masks, strict=True)]
+    size = images.shape[1]
+    side = draw_side(setting, size, rng)
+    pairs = [
+        _augment_one(image, mask, setting, draw_change(setting, size, side, rng))
+        for image, mask in zip(images, masks, strict=True)
+    ]
     return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from ultraseg_lib import edges
-from ultraseg_lib.data.augmentation import Augmentation, Change, draw_change, find_augmentation
+from ultraseg_lib.data.augmentation import (
+    Augmentation,
+    Change,
+    draw_change,
+    draw_side,
+    find_augmentation,
+)
 from ultraseg_lib.data.loading import Batch, Frames
 
 _PADDING = {cv2.BORDER_CONSTANT: "zeros", cv2.BORDER_REFLECT_101: "reflection"}
@@ -34,7 +40,9 @@ class DeviceFrames:
         order = rng.permutation(len(self.images))
         for start in range(0, len(order), batch_size):
             rows = np.sort(order[start : start + batch_size])
-            changes = [draw_change(setting, self.images.shape[-1], rng) for _ in rows]
+            size = self.images.shape[-1]
+            side = draw_side(setting, size, rng)
+            changes = [draw_change(setting, size, side, rng) for _ in rows]
             yield self._batch(torch.from_numpy(rows), changes, setting, edge_method)
 
     def _batch(
@@ -42,8 +50,9 @@ class DeviceFrames:
     ) -> Batch:
         rows = rows.to(self.images.device)
         matrices = self._tensor([change.matrix for change in changes])
-        image = _warp(self.images[rows].float(), matrices, "bilinear", setting)
-        mask = _warp(self.masks[rows].float(), matrices, "nearest", setting) > 0.5
+        side, border = changes[0].side, setting.border
+        image = _warp(self.images[rows].float(), matrices, side, "bilinear", border)
+        mask = _warp(self.masks[rows].float(), matrices, side, "nearest", border) > 0.5
         if setting.recolours:
             image = self._recolour(image, changes)
         boundary = edges.boundary_targets_on_device(mask[:, 0], edge_method)
@@ -61,9 +70,9 @@ class DeviceFrames:
         return (((image - middle) * contrast + middle) * gains + brightness).clamp_(0, 255)
 
 
-def _warp(stack: Tensor, matrices: Tensor, mode: str, setting: Augmentation) -> Tensor:
-    """Warp (B, C, S, S) by matrices (B, 2, 3) in pixels, as OpenCV does."""
+def _warp(stack: Tensor, matrices: Tensor, side: int, mode: str, border: int) -> Tensor:
+    """Warp (B, C, S, S) to (B, C, side, side) by matrices (B, 2, 3) in pixels, as OpenCV does."""
     from kornia.geometry.transform import warp_affine
 
-    size, padding = stack.shape[2:], _PADDING[setting.border]
-    return warp_affine(stack, matrices, size, mode, padding, align_corners=True)
+    padding = _PADDING[border]
+    return warp_affine(stack, matrices, (side, side), mode, padding, align_corners=True)
