@@ -409,8 +409,13 @@ def test_default_weights_are_mixed_ones_then_the_best_on_validation(tmp_path, mo
         (folder / "history.csv").write_text(f"epoch,val_dice\n1,{dice}\n2,0.1\n")
         found = shipped.find_weights("ultraseg_130k")
         assert found == runs / f"ultraseg_130k-{expected}-strong-clean-e3-s0/weights.safetensors"
+    for recipe, dice in (("paper", 0.9), ("multiscale", 0.75)):
+        folder = runs / f"ultraseg_130k-cvc_clinicdb-{recipe}-clean-e3-s0"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "history.csv").write_text(f"epoch,val_dice\n1,{dice}\n")
     named = shipped.find_weights("ultraseg_130k", "cvc_clinicdb")
-    assert named.parent.name == "ultraseg_130k-cvc_clinicdb-strong-clean-e3-s0"
+    assert named.parent.name == "ultraseg_130k-cvc_clinicdb-multiscale-clean-e3-s0"
     with pytest.raises(FileNotFoundError, match=r"'kvasir' is no file.*mixed, kvasir_seg"):
         shipped.find_weights("ultraseg_130k", "kvasir")
 

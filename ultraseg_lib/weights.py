@@ -13,12 +13,14 @@ IMAGE_SIZE = 256  # of weights that do not say at which size they were trained
 def shipped_weights(model: str) -> dict[str, Path]:
     """Return the weights of a model by the dataset that they were trained on, best first.
 
-    Recipe ``strong`` and protocol ``clean`` only. Mixed training comes first, then the higher
-    validation Dice: the test parts choose nothing.
+    Our recipes and protocol ``clean`` only. Mixed training comes first, then the higher validation
+    Dice: the test parts choose nothing.
     """
     best: dict[str, tuple[bool, float, Path]] = {}
-    for config in RUNS.glob(f"{model}-*-strong-clean-e*-s*/config.json"):
-        dataset = config.parent.name.split("-")[1]
+    for config in RUNS.glob(f"{model}-*-clean-e*-s*/config.json"):
+        dataset, recipe = config.parent.name.split("-")[1:3]
+        if recipe == "paper":
+            continue
         with config.with_name("history.csv").open(encoding="utf-8") as file:
             dice = max(float(row["val_dice"]) for row in csv.DictReader(file))
         rank = (dataset == "mixed", dice, config.with_name("weights.safetensors"))
