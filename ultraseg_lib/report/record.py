@@ -80,6 +80,8 @@ def choices(ledger: pd.DataFrame) -> str:
     """Return what the recipe, the protocol and the epochs are worth: the same model, the same images."""
     table = tables.choices_table(ledger)
     table = table[~table["changed"].str.contains(",")]  # one change at a time
+    if table.empty:
+        return "No two such runs are here yet."
     rows = [
         [
             dataset_title(row["dataset"]), row["title"], row["a"], row["b"],
