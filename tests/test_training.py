@@ -125,17 +125,16 @@ def test_probability_maps_keep_the_decision_at_one_half():
 
 
 @pytest.mark.slow
-def test_bfloat16_costs_no_dice(outputs, monkeypatch):
-    """Train one demo run in float32 and one as a GPU would, in bfloat16 by autocast."""
+def test_bfloat16_costs_little_dice(outputs, monkeypatch):
+    """Train demo runs in float32 and as a GPU would, in bfloat16 by autocast, three seeds each."""
     monkeypatch.setattr(training, "use_fast_operators", lambda model: model)  # the CPU's own
-    plan = study.load_profile("demo", models=["ultraseg_130k"], seeds=[0])
-    run = study.plan_runs(plan)[0]
+    plan = study.load_profile("demo", models=["ultraseg_130k"], seeds=[0, 1, 2])
     dice = {}
     for precision in (torch.float32, torch.bfloat16):
         monkeypatch.setenv("ULTRASEG_OUTPUTS", str(outputs / str(precision)))
         monkeypatch.setattr(training, "precision_for", lambda _, chosen=precision: chosen)
-        scores = study.run_once(run, plan)
+        scores = pd.concat(study.run_once(run, plan) for run in study.plan_runs(plan))
         dice[precision] = scores.groupby("test_set")["dice"].mean()
     print(dice)
     assert (dice[torch.float32] > 0.3).all()
-    assert (dice[torch.float32] - dice[torch.bfloat16]).max() < 0.04
+    assert (dice[torch.float32] - dice[torch.bfloat16]).max() < 0.04  # a seed is worth 0.03
