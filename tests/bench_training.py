@@ -26,8 +26,10 @@ from ultraseg_lib.models import create_model
 from ultraseg_lib.models.operators import use_fast_operators
 from ultraseg_lib.provenance import cpu_model
 from ultraseg_lib.training import (
+    COMPILE_FROM,
     RECIPES,
     _make_optimizer,
+    loss_function,
     pick_device,
     precision_for,
     task_loss,
@@ -78,6 +80,7 @@ def our_steps(model: torch.nn.Module, frames: Frames, size: int) -> Iterator[Non
         use_fast_operators(model)
     optimizer = _make_optimizer(list(model.parameters()), RECIPE)
     resident = DeviceFrames(frames, device) if device.type == "cuda" else None
+    loss_of = loss_function(device, COMPILE_FROM)
     for epoch in itertools.count():
         setting = (size, "strong", 0, epoch)
         batches = (
@@ -86,7 +89,7 @@ def our_steps(model: torch.nn.Module, frames: Frames, size: int) -> Iterator[Non
             else ahead(training_batches(frames, *setting))
         )
         for batch in batches:
-            train_step(model, batch, optimizer, RECIPE, None, precision_for(device))
+            train_step(model, batch, optimizer, RECIPE, None, precision_for(device), loss_of)
             yield
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from ultraseg_lib import study, training
+from ultraseg_lib.data.loading import Batch
+from ultraseg_lib.distillation import Distillation
 from ultraseg_lib.models import create_model
 from ultraseg_lib.training import RECIPES, Trainer, predict_probs, train_step
 
@@ -122,6 +124,37 @@ def test_probability_maps_keep_the_decision_at_one_half():
     maps = predict_probs(Fixed(), np.zeros((3, 2, 2, 3), np.uint8))
     assert (maps.reshape(3, 4) >= 128).tolist() == [[False, True, True, True]] * 3
     assert maps.max() == 255
+
+
+@pytest.mark.parametrize("kind", [None, "features"])
+def test_loss_can_be_compiled_whole_and_stays_the_same(kind):
+    """What a GPU compiles is traced here, by PyTorch's compiler without code generation."""
+    torch.manual_seed(0)
+    model = create_model("ultraseg_108k").to(memory_format=torch.channels_last)
+    teach = None
+    if kind:
+        teach = Distillation(create_model("ultraseg_130k"), model, kind, 0.2)
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[:, :, 20:40, 10:50] = 1
+    batch = Batch(torch.rand(2, 3, 64, 64), mask, mask)
+    traced = torch.compile(training.batch_loss, backend="aot_eager", dynamic=False, fullgraph=True)
+    found = {}
+    for name, loss_of in (("plain", training.batch_loss), ("traced", traced)):
+        model.zero_grad()
+        loss = loss_of(model, batch, RECIPES["strong"], teach)
+        loss.backward()
+        gradients = [each.grad.clone() for each in model.parameters() if each.grad is not None]
+        found[name] = [loss.detach(), *gradients]
+    for plain, compiled in zip(found["plain"], found["traced"], strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_only_long_runs_on_a_gpu_are_compiled(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)  # and back
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert training.loss_function(cpu, 10**6) is training.batch_loss
+    assert training.loss_function(gpu, 100) is training.batch_loss
+    assert training.loss_function(gpu, training.COMPILE_FROM) is not training.batch_loss
 
 
 @pytest.mark.slow

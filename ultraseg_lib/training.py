@@ -64,6 +64,7 @@ RECIPES = {
     ),
 }
 RECIPES["multiscale"] = replace(RECIPES["strong"], augmentation="multiscale")
+COMPILE_FROM = 5_000  # steps of a run on a GPU
 HISTORY_COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice", "seconds")
 WEIGHT_COLUMN = "weight:"  # then a name: one more column for each weight that is a single number
 
@@ -95,6 +96,34 @@ def _in_float32(prediction: Prediction) -> Prediction:
     return Prediction(prediction.logits.float(), *maps, None if bottom is None else bottom.float())
 
 
+def batch_loss(
+    model: nn.Module,
+    batch: Batch,
+    recipe: Recipe,
+    distillation: Distillation | None = None,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the loss of one batch, a scalar (Eq. 5, and 6 if asked); the model computes in ``precision``."""
+    image = batch.image.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
+        prediction = model(image, deep_supervision=True)
+    prediction = _in_float32(prediction)
+    loss = task_loss(prediction, batch, recipe)
+    return loss if distillation is None else distillation(loss, prediction, image)
+
+
+def loss_function(device: torch.device, steps: int) -> Callable[..., Tensor]:
+    """Return `batch_loss`, compiled where that pays: on a GPU, for a run of many steps.
+
+    Compiling takes a minute or two at the first step. Where it fails (no compiler), PyTorch warns
+    and computes step by step. On a CPU it brought nothing: the time goes into convolutions.
+    """
+    if device.type != "cuda" or steps < COMPILE_FROM:
+        return batch_loss
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(batch_loss, dynamic=False)
+
+
 def train_step(
     model: nn.Module,
     batch: Batch,
@@ -102,15 +131,10 @@ def train_step(
     recipe: Recipe,
     distillation: Distillation | None = None,
     precision: torch.dtype = torch.float32,
+    loss_of: Callable[..., Tensor] = batch_loss,
 ) -> Tensor:
-    """Make one gradient step on one batch and return its loss, a scalar (Eq. 5, and 6 if asked)."""
-    image = batch.image.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
-        prediction = model(image, deep_supervision=True)
-    prediction = _in_float32(prediction)
-    loss = task_loss(prediction, batch, recipe)
-    if distillation is not None:
-        loss = distillation(loss, prediction, image)
+    """Make one gradient step on one batch and return its loss, a scalar."""
+    loss = loss_of(model, batch, recipe, distillation, precision)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if recipe.clip is not None:
@@ -179,7 +203,8 @@ class Trainer:
         inputs: what the run is made from, in plain values; a checkpoint of other inputs is refused.
         teacher: a trained model to learn from, where the recipe distils.
 
-    On a GPU the frames stay on it as uint8, are augmented there, and the model computes in bfloat16.
+    On a GPU the frames stay on it as uint8, are augmented there, and the model computes in bfloat16,
+    compiled in long runs.
     """
 
     def __init__(
@@ -202,6 +227,7 @@ class Trainer:
         self.optimizer = _make_optimizer(learned, recipe)
         steps = epochs * -(-len(train) // recipe.batch_size)
         self.scheduler = _make_scheduler(self.optimizer, recipe, steps)
+        self._loss_of = loss_function(self.device, steps)
         self.average = None
         if recipe.average is not None:
             mean = get_ema_multi_avg_fn(recipe.average)
@@ -249,7 +275,7 @@ class Trainer:
         self.model.train()
         setting = (self.optimizer, self.recipe, self.distillation, precision_for(self.device))
         for batch in self._batches(epoch):
-            losses.append(train_step(self.model, batch, *setting))
+            losses.append(train_step(self.model, batch, *setting, self._loss_of))
             self.scheduler.step()
             if self.average is not None:
                 self.average.update_parameters(self.model)
