@@ -16,7 +16,7 @@ usage: ./run_all.sh [options]           set up once, then run the study
   --force           do finished runs anew
   --models A,B      train only these        --datasets A,B   on these
   --seeds 0,1       with these seeds        --epochs N       for so many epochs
-  --recipe NAME     paper, strong           --protocol NAME  clean, released
+  --recipe NAME     paper, strong, multiscale  --protocol NAME  clean, released
   --jobs N          runs side by side (default: one a core)
   --engine NAME     local (default: processes of this machine) or ray (the cluster at $RAY_ADDRESS)
   --test            pytest, then every notebook against its committed outputs
