@@ -6,6 +6,7 @@ import pytest
 
 from ultraseg_lib import study
 from ultraseg_lib.models import create_model
+from ultraseg_lib.paths import ROOT
 from ultraseg_lib.report import record
 
 
@@ -54,6 +55,6 @@ def test_card_names_data_licence_protocol_scores_and_limits(run):
     own = study.read_scores(run).query("test_set == @run.dataset")["dice"].mean()
     assert run.dataset == "mixed" or f"| {own:.3f} (" in card
     line = re.search(r"^model = (create_model\(.*\))\.eval\(\)$", card, re.MULTILINE)
-    weights = re.search(r'weights="([^"]+)"', line[1])[1]
-    if not weights.startswith("outputs/"):
-        assert create_model(run.model, weights=weights)
+    weights = re.search(r'weights ?= ?"([^"]+)"', card)[1]
+    assert weights == run.dataset or (ROOT / weights).is_file()
+    assert eval(line[1], {"create_model": create_model, "weights": ROOT / weights})

@@ -29,7 +29,9 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", type=_list_of(str), help="dataset names, comma-separated")
     parser.add_argument("--seeds", type=_list_of(int), help="seeds, comma-separated")
     parser.add_argument("--epochs", type=int, help="epochs of every run")
-    parser.add_argument("--recipe", type=_list_of(str), dest="recipes", help="paper, strong, multiscale")
+    parser.add_argument(
+        "--recipe", type=_list_of(str), dest="recipes", help="paper, strong, multiscale"
+    )
     parser.add_argument("--protocol", type=_list_of(str), dest="protocols", help="clean, released")
     parser.add_argument("--jobs", type=int, help="runs side by side (default: one a core)")
     parser.add_argument(

@@ -192,12 +192,16 @@ def model_card(run: Run) -> str:
     named = shipped_weights(run.model).get(dataset)
     is_named = named is not None and named.parent.name == run.run_id
     path = f"outputs/reference/runs/{run.run_id}/weights.safetensors"
+    weights = f'"{dataset}"' if is_named else "weights"
+    load = f'model = create_model("{run.model}", weights={weights}).eval()'
+    if not is_named:
+        load = f'weights = "{path}"\n{load}'
     return CARD.format(
         title=model_title(run.model),
         trained_on=external.training_title(dataset),
         parameters=count_parameters(build_model(run.model)),
         size=config["inputs"]["images"]["size"],
-        load=f'model = create_model("{run.model}", weights="{dataset if is_named else path}").eval()',
+        load=load,
         picker="the validation part" if clean else "the test part, as the released code does: its"
         " own score is too high",
         hardware=f"{made['gpu'] or made['cpu']}, {made['threads']} thread(s)",
