@@ -1,5 +1,6 @@
 """Decoding, the cache, batches; every broken file is named and nothing half-made stays."""
 
+import threading
 import time
 import warnings
 
@@ -10,7 +11,14 @@ from conftest import write_pair
 
 from ultraseg_lib.data import DataError, find_dataset, load_frames
 from ultraseg_lib.data.augmentation import AUGMENTATIONS, augment
-from ultraseg_lib.data.loading import Frames, read_image, read_mask, to_batch, training_batches
+from ultraseg_lib.data.loading import (
+    Frames,
+    ahead,
+    read_image,
+    read_mask,
+    to_batch,
+    training_batches,
+)
 
 
 def load(root, size=32) -> Frames:
@@ -95,7 +103,7 @@ def test_multiscale_draws_one_side_a_batch_and_shrinks_both_alike(frames):
     batches = list(training_batches(frames, 2, "multiscale", seed=0, epoch=1))
     batches += training_batches(frames, 2, "multiscale", seed=0, epoch=2)
     sides = [batch.image.shape[-1] for batch in batches]
-    assert set(sides) == {32, 64}  # of 64 px: a half, and all; three quarters round to the latter
+    assert set(sides) == {32, 64}  # of 64 px: all, and a half; three quarters are cut to a half
     for batch in batches:
         side = batch.image.shape[-1]
         assert batch.mask.shape == batch.boundary.shape == (2, 1, side, side)
@@ -115,6 +123,23 @@ def test_batches_cover_each_frame_once_and_repeat_by_seed(frames):
     assert [len(batch.image) for batch in first] == [4, 4, 2]
     assert all(bool((a.image == b.image).all()) for a, b in zip(first, again, strict=True))
     assert not bool((first[0].image == other[0].image).all())
+
+
+def test_batches_made_ahead_are_the_same_and_pass_errors_on():
+    def failing():
+        yield 1
+        raise OSError("no such image")
+
+    assert list(ahead(iter([1, 2, 3]))) == [1, 2, 3]
+    batches = ahead(failing())
+    assert next(batches) == 1
+    with pytest.raises(OSError, match="no such image"):
+        next(batches)
+    before = threading.active_count()
+    unfinished = ahead(iter(range(9)))
+    next(unfinished)
+    unfinished.close()
+    assert threading.active_count() == before
 
 
 def test_batch_has_the_ranges_the_models_expect(frames):

@@ -1,5 +1,6 @@
 """A killed run goes on from its last finished epoch and ends where an unbroken one ends."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -64,6 +65,22 @@ def test_killed_run_resumes_and_equals_an_unbroken_one(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(whole, broken)
     history = pd.read_csv(run.folder / "history.csv").drop(columns="seconds")
     pd.testing.assert_frame_equal(whole_history, history)
+    assert list(study.read_config(run)["provenance"]["commits"]) == ["1"]
+
+
+def test_a_run_resumed_by_another_commit_names_both(outputs, monkeypatch):
+    run, plan = tiny_run()
+    for commit, last in (("one", 2), ("two", 6)):
+        monkeypatch.setattr(study, "provenance", lambda commit=commit: {"commit": commit})
+
+        def stop(row, last=last):
+            if row["epoch"] == last < run.epochs:
+                sys.exit()
+
+        with contextlib.suppress(SystemExit):
+            study.run_once(run, plan, on_epoch=stop)
+    assert study.read_config(run)["provenance"]["commits"] == {"1": "one", "3": "two"}
+    assert not (run.folder / "commits.json").exists()
 
 
 def test_a_complete_run_is_read_not_trained(outputs):

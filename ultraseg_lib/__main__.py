@@ -259,10 +259,11 @@ def command_export(args: argparse.Namespace) -> int:
     from ultraseg_lib.deploy.export import export
     from ultraseg_lib.models import create_model
     from ultraseg_lib.paths import outputs_dir
-    from ultraseg_lib.weights import shipped_weights
+    from ultraseg_lib.weights import find_weights, shipped_weights
 
     for name in args.models:
-        weights = args.weights or next(iter(shipped_weights(name).values()), None)
+        trained = args.weights or shipped_weights(name)
+        weights = find_weights(name, args.weights) if trained else None
         model = create_model(name, weights=weights)
         files = export(name, model, args.output or outputs_dir("export"), args.size, weights)
         print(f"{name} ({weights or 'untrained'}):", *files, sep="\n  ")
@@ -271,7 +272,10 @@ def command_export(args: argparse.Namespace) -> int:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=_list_of(str), default=("ultraseg_108k", "ultraseg_130k"))
-    parser.add_argument("--weights", type=Path, help=".safetensors (default: a reference run's)")
+    parser.add_argument(
+        "--weights",
+        help=".safetensors, or a dataset's name for its shipped ones (default: the best)",
+    )
     parser.add_argument("--size", type=int, default=256, help="side of the image (default: 256)")
     parser.add_argument("-o", "--output", type=Path, help="folder (default: outputs/export)")
 

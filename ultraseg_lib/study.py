@@ -71,6 +71,7 @@ SCORE_COLUMNS = (
     "run_id", "test_set", "image_id", "center", "modality", "area", "n_polyps", "dice", "iou",
     "precision", "recall", "hd95", "hd95_mask", "detected",
 )  # fmt: skip
+COMMITS = "commits.json"  # of an unfinished run
 RELEASED_BATCH = 4  # the batch over which the released code pools Dice
 WHOLE_TEST_SETS = (*EXTERNAL, "synthetic_unseen")  # never trained on: every image is tested
 
@@ -257,7 +258,11 @@ def _train_and_score(
     config = read_config(run) if run.is_complete else _train(run, profile, frames, on_epoch)
     done = set(read_scores(run)["test_set"]) if run.is_complete else set()
     _score(run, {k: v for k, v in frames.tests.items() if k not in done}, config)
-    for finished in (run.folder / "checkpoint.pt", *run.folder.glob(".*.tmp.*")):
+    for finished in (
+        run.folder / "checkpoint.pt",
+        run.folder / COMMITS,
+        *run.folder.glob(".*.tmp.*"),
+    ):
         finished.unlink(missing_ok=True)  # the second: of a process that was killed while it wrote
 
 
@@ -269,6 +274,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train a run to its end; return what ``config.json`` says of it."""
     made_by = provenance()  # of the code that trains: the working tree may change meanwhile
+    commits = _note_commit(run, made_by["commit"])
     teachers = [load_trained(teacher) for teacher in teachers_of(run, profile)]
     torch.manual_seed(run.seed)
     inputs = inputs_of(run, profile)
@@ -285,8 +291,18 @@ def _train(
         "best_epoch": trainer.best_epoch,
         "minutes": round(sum(row["seconds"] for row in trainer.history) / 60, 2),
         "batch_pooled_dice": {},
-        "provenance": made_by | {"finished": now()},
+        "provenance": made_by | {"commits": commits, "finished": now()},
     }
+
+
+def _note_commit(run: Run, commit: str | None) -> dict[str, str | None]:
+    """Note which commit trains from which epoch on; return all that did so far."""
+    path = run.folder / COMMITS
+    commits = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if commit not in list(commits.values())[-1:]:
+        commits[str(epochs_done(run) + 1)] = commit
+        write_json(path, commits)
+    return commits
 
 
 def load_trained(run: Run) -> nn.Module:

@@ -120,6 +120,7 @@ def loss_function(device: torch.device, steps: int) -> Callable[..., Tensor]:
     """
     if device.type != "cuda" or steps < COMPILE_FROM:
         return batch_loss
+    torch._dynamo.reset()  # forget other models: it keeps eight graphs a process
     torch._dynamo.config.suppress_errors = True
     return torch.compile(batch_loss, dynamic=False)
 

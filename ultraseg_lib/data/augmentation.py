@@ -89,7 +89,8 @@ def draw_side(setting: Augmentation, size: int, rng: np.random.Generator) -> int
     """Draw the side of a batch, px, from images of ``size`` pixels."""
     if len(setting.sides) == 1:
         return size
-    return max(1, round(size * rng.choice(setting.sides) / SIDE_STEP)) * SIDE_STEP
+    share = rng.choice(setting.sides)
+    return size if share == 1 else max(1, int(size * share) // SIDE_STEP) * SIDE_STEP
 
 
 def draw_change(setting: Augmentation, size: int, side: int, rng: np.random.Generator) -> Change:

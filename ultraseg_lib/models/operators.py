@@ -8,7 +8,6 @@ which multiply little, and a sixth to two norms in a row over the widest maps.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.amp import custom_bwd, custom_fwd
 
 from .layers import ConvStage
 
@@ -55,9 +54,8 @@ class PhasedConv2d(nn.Conv2d):
 
     def _group_sums(self, like: Tensor) -> Tensor:
         """The matrix (groups, C): 1 where the input channel belongs to the group."""
-        return torch.eye(self.groups, device=like.device).repeat_interleave(
-            self.in_channels // self.groups, dim=1
-        )
+        ones = torch.eye(self.groups, device=like.device, dtype=like.dtype)
+        return ones.repeat_interleave(self.in_channels // self.groups, dim=1)
 
 
 def split_phases(feature: Tensor, d: int) -> Tensor:
@@ -86,35 +84,38 @@ class OneNormStage(ConvStage):
 
 
 def norm_twice(feature: Tensor, group: nn.GroupNorm, batch: nn.BatchNorm2d) -> Tensor:
-    """`batch(group(feature))` for (N, C, H, W), from one look at the pixels.
+    """`batch(group(feature))` for float32 (N, C, H, W), from one look at the pixels.
 
     Both norms are linear once their means and variances are known, and those of the second follow
-    from those of the first: only the mean and mean square of each channel of each image are needed.
+    from those of the first: only the mean and variance of each channel of each image are needed.
     """
     n, c, height, width = feature.shape
     pixels = feature.permute(0, 2, 3, 1).reshape(n, height * width, c)
-    mean, square = Moments.apply(pixels)  # (N, 1, C) each
-    scale, shift = _group_norm(mean, square, group)
+    mean, spread = Moments.apply(pixels)  # (N, 1, C) each
+    scale, middle = _group_norm(mean, spread, group)  # normed once: scale (x - mean) + middle
 
     batch_mean, variance = batch.running_mean, batch.running_var
     if batch.training:
-        batch_mean = (scale * mean + shift).mean(dim=(0, 1))  # (C,), of scale x + shift
-        squares = scale * scale * square + 2 * scale * shift * mean + shift * shift
-        variance = squares.mean(dim=(0, 1)) - batch_mean * batch_mean
+        batch_mean = middle.mean(dim=(0, 1))  # (C,)
+        variance = (scale * scale * spread + (middle - batch_mean) ** 2).mean(dim=(0, 1))
         _remember(batch, batch_mean.detach(), variance.detach(), n * height * width)
     gain = batch.weight * torch.rsqrt(variance + batch.eps)
-    normed = Affine.apply(pixels, scale * gain, (shift - batch_mean) * gain + batch.bias)
-    return normed.view(n, height, width, c).permute(0, 3, 1, 2)
+    shift = (middle - batch_mean - scale * mean) * gain + batch.bias
+    return Affine.apply(pixels, scale * gain, shift).view(n, height, width, c).permute(0, 3, 1, 2)
 
 
-def _group_norm(mean: Tensor, square: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift (N, 1, C) of a GroupNorm, from the moments (N, 1, C) of its input."""
+def _group_norm(mean: Tensor, spread: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Scale of a GroupNorm and the means of what comes out, (N, 1, C) each.
+
+    `mean` and `spread` (variance) are those of its input's channels, (N, 1, C).
+    """
     groups = (len(mean), norm.num_groups, -1)
     group_mean = mean.view(groups).mean(2, keepdim=True)  # (N, G, 1)
-    variance = square.view(groups).mean(2, keepdim=True) - group_mean * group_mean
-    scale = torch.rsqrt(variance + norm.eps) * norm.weight.view(groups[1:])  # (N, G, C/G)
-    shift = norm.bias.view(groups[1:]) - group_mean * scale
-    return scale.view(mean.shape), shift.view(mean.shape)
+    distance = mean.view(groups) - group_mean  # (N, G, C/G)
+    variance = (spread.view(groups) + distance**2).mean(2, keepdim=True)
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight.view(groups[1:])
+    middle = distance * scale + norm.bias.view(groups[1:])
+    return scale.view(mean.shape), middle.view(mean.shape)
 
 
 @torch.no_grad()
@@ -126,34 +127,32 @@ def _remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) 
 
 
 class Moments(torch.autograd.Function):
-    """Mean and mean square over the pixels: (N, P, C) to (N, 1, C) twice. Sums are products with 1s."""
+    """Mean and variance over the pixels: (N, P, C) to (N, 1, C) twice. Sums are products with 1s."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(pixels)
         share = pixels.new_full((len(pixels), 1, pixels.shape[1]), 1 / pixels.shape[1])
-        return share @ pixels, share @ (pixels * pixels)
+        mean = share @ pixels
+        ctx.save_for_backward(pixels, mean)
+        return mean, share @ (pixels - mean).square_()
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
-    def backward(ctx, of_mean: Tensor, of_square: Tensor) -> Tensor:
-        (pixels,) = ctx.saved_tensors
+    def backward(ctx, of_mean: Tensor, of_spread: Tensor) -> Tensor:
+        pixels, mean = ctx.saved_tensors
         count = pixels.shape[1]
-        return torch.addcmul(of_mean / count, pixels, of_square * (2 / count))
+        slope = of_spread * (2 / count)
+        return torch.addcmul(of_mean / count - slope * mean, pixels, slope)
 
 
 class Affine(torch.autograd.Function):
     """scale x + shift: (N, P, C) with (N, 1, C) each to (N, P, C)."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         ctx.save_for_backward(pixels, scale)
         return torch.addcmul(shift, pixels, scale)
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
     def backward(ctx, of_output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pixels, scale = ctx.saved_tensors
         ones = pixels.new_ones(len(pixels), 1, pixels.shape[1])

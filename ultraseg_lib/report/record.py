@@ -1,5 +1,6 @@
 """The committed record told in Markdown: ours beside the paper's, what is not run, model cards."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -94,20 +95,22 @@ def choices(ledger: pd.DataFrame) -> str:
 
 
 def cells_run() -> str:
-    """Return the planned cells by model and dataset: those that were run by setting, else a dash."""
-    profile = study.load_profile("reference")
-    planned = study.plan_grids(profile, study.GRIDS)
+    """Return, by model and dataset, the settings that were run, and how many of the planned ones."""
+    planned = study.plan_grids(study.load_profile("reference"), study.GRIDS)
     finished = study.finished_runs("reference")
-    datasets = list(dict.fromkeys(run.dataset for run in planned))
-    rows = []
-    for model in dict.fromkeys(run.model for run in planned):
-        cells = []
-        for dataset in datasets:
-            runs = [run for run in finished if (run.model, run.dataset) == (model, dataset)]
-            settings = sorted({f"{run.recipe}/{run.protocol}" for run in runs})
-            wanted = any((run.model, run.dataset) == (model, dataset) for run in planned)
-            cells.append("<br>".join(settings) or ("–" if wanted else ""))
-        rows.append([model_title(model), *cells])
+    datasets = list(dict.fromkeys(run.dataset for run in (*planned, *finished)))
+    models = dict.fromkeys(run.model for run in (*planned, *finished))
+
+    def cell(model: str, dataset: str) -> str:
+        here = (
+            {f"{run.recipe}/{run.protocol}" for run in runs if (run.model, run.dataset) == (model, dataset)}
+            for runs in (planned, finished)
+        )  # fmt: skip
+        wanted, done = here
+        share = [f"{len(wanted & done)} of {len(wanted)}"] if wanted else []
+        return "<br>".join([*sorted(done), *share])
+
+    rows = [[model_title(model), *(cell(model, each) for each in datasets)] for model in models]
     return markdown_table(["model", *map(external.training_title, datasets)], rows)
 
 
@@ -125,7 +128,7 @@ def _score_rows(run: Run) -> str:
     ledger = external.by_tested(ledger[ledger["run_id"] == run.run_id])
     rows = [
         [
-            dataset_title(row["tested"]), "yes, its test part" if _is_own(run, row["tested"]) else "no",
+            dataset_title(row["tested"]), "yes, its test part" if row["tested"] == _whole(run.dataset) else "no",
             row["images"], _with_interval(row["dice"], row["dice_low"], row["dice_high"]),
             f"{row['batch_pooled_dice']:.3f}", f"{row['hd95']:.1f}", f"{row['miss_rate']:.1%}",
         ]
@@ -138,8 +141,9 @@ def _score_rows(run: Run) -> str:
     )  # fmt: skip
 
 
-def _is_own(run: Run, tested: str) -> bool:
-    return tested == run.dataset or (run.dataset == "mixed" and tested in MIXED)
+def _whole(dataset: str) -> str:
+    """Return the dataset of a share ("mixed@p25" is of "mixed"); others stay as they are."""
+    return re.sub(r"@p\d+$", "", dataset)
 
 
 CARD = """# {title}, trained on {trained_on}
@@ -154,9 +158,9 @@ CARD = """# {title}, trained on {trained_on}
 
 ## Training
 
-Recipe `{recipe}`, {epochs} epochs, seed {seed}; epoch {best_epoch} is shipped, picked on {picker}. {minutes:.0f} minutes on {hardware}, commit `{commit}`. To repeat it: `python -m ultraseg_lib study --profile {profile} --only {run_id} --data DIR`.
+Recipe `{recipe}`, {epochs} epochs, seed {seed}; epoch {best_epoch} is shipped, picked on {picker}. {minutes:.0f} minutes on {hardware}, by commit {commit}. To repeat it: `python -m ultraseg_lib study --profile {profile} --only {run_id} --data DIR`.
 
-Trained on, with the licence as the dataset's own page states it; the weights follow it:
+Trained on, with what is known of each licence; the weights follow it:
 
 {licences}
 
@@ -171,7 +175,7 @@ One model, one seed; the intervals draw the test images anew, not the training. 
 - {leak}
 - Nearly all training frames show a polyp, so the model has seldom seen a normal mucosa: expect false alarms on video.
 - Still frames, not video; no instrument, no capsule, and narrow-band light only as far as the datasets hold it.
-- Small and flat polyps are missed most often. Read `missed` and the lower scores on other hospitals' images before anything is built on these weights.
+- Small polyps are missed most often. Read `missed` and the lower scores on other hospitals' images before anything is built on these weights.
 """
 
 LEAKS = {
@@ -179,6 +183,8 @@ LEAKS = {
     " the own test part is too high. The run on `cvc_clinicdb@sequence` says by how much.",
     "polypgen": "Frames of one video may stand in the training and the test part: read the scores on"
     " the other datasets.",
+    "mixed": "The parts of ClinicDB and PolypGen are drawn frame by frame, so videos stand on both"
+    " sides: the score on the own test part is too high. Read those on the other datasets.",
 }
 NO_LEAK = "The test part comes from the same hospitals as the training part: read the scores on the other datasets."
 
@@ -205,9 +211,12 @@ def model_card(run: Run) -> str:
         picker="the validation part" if clean else "the test part, as the released code does: its"
         " own score is too high",
         hardware=f"{made['gpu'] or made['cpu']}, {made['threads']} thread(s)",
-        commit=made["commit"],
+        commit=", ".join(
+            f"`{commit}` from epoch {epoch}"
+            for epoch, commit in made.get("commits", {"1": made["commit"]}).items()
+        ),
         licences=_licences(dataset),
         scores=_score_rows(run),
-        leak=LEAKS.get("cvc_clinicdb" if dataset == "mixed" else dataset, NO_LEAK),
+        leak=LEAKS.get(_whole(dataset), NO_LEAK),
         **{key: config[key] for key in ("recipe", "epochs", "seed", "best_epoch", "minutes", "profile", "run_id")},
     )  # fmt: skip
