@@ -196,6 +196,17 @@ def page(chromium, request, tmp_path):
     page.close()
 
 
+def rate(page, name):
+    """Give the shown case a 4 and a note, as the reviewer of this name."""
+    page.get_by_label("review mode").check()
+    page.get_by_label("your name").fill(name)
+    page.get_by_label("your name").press("Tab")
+    page.get_by_label("note").fill("as seen by a test")
+    page.get_by_label("note").press("Tab")
+    page.get_by_role("button", name="4", exact=True).click()
+    page.get_by_text("1 rated, saved in").wait_for()
+
+
 @pytest.mark.parametrize("where", ["voila", "lab"])
 def test_a_person_picks_moves_sorts_and_rates(page, where, request, outputs_folder, tmp_path):
     address = request.getfixturevalue(where)
@@ -226,13 +237,7 @@ def test_a_person_picks_moves_sorts_and_rates(page, where, request, outputs_fold
     page.get_by_label("compare", exact=True).select_option(label=["UNet-Tiny", "UltraSeg-130K"])
     page.wait_for_timeout(1000)
 
-    page.get_by_label("review mode").check()
-    page.get_by_label("your name").fill(where)
-    page.get_by_label("your name").press("Tab")
-    page.get_by_label("note").fill("as seen by a test")
-    page.get_by_label("note").press("Tab")
-    page.get_by_role("button", name="4", exact=True).click()
-    page.get_by_text("1 rated, saved in").wait_for()
+    rate(page, where)
     for width in (1280, 1920):
         page.set_viewport_size({"width": width, "height": 1000})
         page.wait_for_timeout(700)

@@ -76,19 +76,8 @@ def readme_notebooks() -> str:
 
 def readme_results() -> str:
     """Return the results on real images beside the paper's, from the committed ledger."""
-    levels = tables.main_table(study.read_ledger("reference"))
-    shown = tables.format_main_table(levels)
-    shown["setting"] = [f"{r}, {e}, {p}" for r, e, p in
-                        zip(shown["recipe"], shown["epochs"], shown["protocol"], strict=True)]  # fmt: skip
-    shown["Dice per image (95 % interval)"] = [
-        f"{dice} ({bounds})"
-        for dice, bounds in zip(shown["Dice ± sd"], shown["95 % interval"], strict=True)
-    ]
-    columns = ["dataset", "model", "setting", "seeds", "Dice per image (95 % interval)",
-               "Dice per batch of 4", "paper"]  # fmt: skip
-    titles = ["recipe, epochs, protocol" if each == "setting" else each for each in columns]
-    rows = record.markdown_table(titles, shown[columns].to_numpy())
-    return f"{rows}\n\n{_base_line(levels)}"
+    ledger = study.read_ledger("reference")
+    return f"{record.own_results(ledger)}\n\n{_base_line(tables.main_table(ledger))}"
 
 
 def _base_line(levels: pd.DataFrame) -> str:

@@ -263,7 +263,7 @@ def _train_and_score(
         run.folder / COMMITS,
         *run.folder.glob(".*.tmp.*"),
     ):
-        finished.unlink(missing_ok=True)  # the second: of a process that was killed while it wrote
+        finished.unlink(missing_ok=True)  # the last: of a process that was killed while it wrote
 
 
 def _train(
