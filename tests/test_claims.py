@@ -121,8 +121,22 @@ def test_mixed_training_is_compared_image_by_image(level):
     mixed = rows("ultraseg_130k", level + 0.05, "mixed", test_set="kvasir_seg", epochs=5)
     assert decide("mixed_beats_single", single, mixed).holds is True
     assert decide("mixed_beats_single", single).holds is None
-    lower = rows("ultraseg_130k", level - 0.05, "mixed", test_set="kvasir_seg")
+    lower = rows("ultraseg_130k", level - 0.05, "mixed", test_set="kvasir_seg", epochs=6)
     assert decide("mixed_beats_single", single, lower).holds is False
+    assert decide("mixed_beats_single", single, mixed, lower).holds is False  # the longest counts
+
+
+def test_gains_of_mixing_are_compared_recipe_by_recipe(level):
+    def runs(model: str, gain: float, recipe: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        mixed = rows(model, level + gain, "mixed", test_set="kvasir_seg", recipe=recipe)
+        return rows(model, level, recipe=recipe), mixed
+
+    small = [*runs("ultraseg_130k", 0.03, "strong"), *runs("ultraseg_130k", 0.02, "multiscale")]
+    assert decide("data_helps_small_models_more", *small).holds is None
+    finding = decide("data_helps_small_models_more", *small, *runs("unet_base", 0.01, "strong"))
+    assert finding.holds is True
+    assert "strong: +0.030 and +0.010" in finding.evidence
+    assert decide("data_helps_small_models_more", *small, *runs("unet_base", 0.05, "strong")).holds is False  # fmt: skip
 
 
 def test_unseen_datasets_compare_models_that_were_trained_alike(level):

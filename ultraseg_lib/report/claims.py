@@ -578,24 +578,30 @@ def _paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
 # --- more data, other centers, failures -----------------------------------------------------------
 
 
+MIXING = ["recipe", "protocol", "test_set"]  # what is alike in the two trainings of `_mixing`
+
+
 def _mixing(e: Evidence, model: str) -> pd.DataFrame:
-    """Return what training on the mixed set changes on each test set, image by image."""
+    """Return what training on the mixed set changes on each test set, image by image.
+
+    Of several lengths of training the longest counts, on either side.
+    """
     rows = []
     scores = e.ledger[e.ledger["model"] == model]
-    mixed = scores[scores["dataset"] == "mixed"]
-    for keys, part in mixed.groupby(["recipe", "protocol", "test_set"]):
-        like = (scores["recipe"] == keys[0]) & (scores["protocol"] == keys[1])
-        single = scores[like & (scores["dataset"] == keys[2]) & (scores["test_set"] == keys[2])]
-        both = pd.concat({"mixed": _per_image(part), "single": _per_image(single)}, axis=1).dropna()
+    for keys, part in scores.groupby(MIXING):
+        sides = {"mixed": part["dataset"] == "mixed", "single": part["dataset"] == keys[2]}
+        dice = {name: _longest(part[side]) for name, side in sides.items()}
+        both = pd.concat(dice, axis=1).dropna()
         if len(both) > 1:
             test = paired_test(both["mixed"].to_numpy(), both["single"].to_numpy())
             name = f"{MODELS[model].title}, {dataset_title(keys[2])}, {keys[0]}:"
-            rows.append((name, *test[:3], keys[2]))
-    return pd.DataFrame(rows, columns=["name", *DIFFERENCE[:3], "test_set"])
+            rows.append((*keys, name, *test[:3]))
+    return pd.DataFrame(rows, columns=[*MIXING, "name", *DIFFERENCE[:3]])
 
 
-def _per_image(scores: pd.DataFrame) -> pd.Series:
-    return scores.groupby("image_id")["dice"].mean()
+def _longest(scores: pd.DataFrame) -> pd.Series:
+    """Return the Dice of each image under the runs with the most epochs, averaged over seeds."""
+    return scores[scores["epochs"] == scores["epochs"].max()].groupby("image_id")["dice"].mean()
 
 
 @_decides
@@ -607,11 +613,11 @@ def _mixed_beats_single(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 @_decides
 def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Finding:
-    gains = [_mixing(e, name).set_index("test_set")["difference"] for name in ("ultraseg_130k", "unet_base")]  # fmt: skip
+    gains = [_mixing(e, name).set_index(MIXING)["difference"] for name in ("ultraseg_130k", "unet_base")]  # fmt: skip
     both = pd.concat(gains, axis=1, keys=["small", "large"]).dropna()
     if both.empty:
         return e.nothing
-    text = "; ".join(f"{name} {row.small:+.3f} and {row.large:+.3f}" for name, row in both.iterrows())  # fmt: skip
+    text = "; ".join(f"{dataset_title(keys[2])}, {keys[0]}: {row.small:+.3f} and {row.large:+.3f}" for keys, row in both.iterrows())  # fmt: skip
     return Finding(bool((both["small"] > both["large"]).all()), text)
 
 
