@@ -50,6 +50,22 @@ def test_everything_is_compared_with_one_set_on_unseen_images_only(ledger):
     assert external.joint_against_single(ledger[ledger["dataset"] == "mixed"]).empty
 
 
+def test_of_two_lengths_of_training_the_longest_is_compared(ledger):
+    short = ledger[ledger["dataset"] == "mixed"].assign(epochs=1, dice=0.1)
+    against = external.joint_against_single(pd.concat([short, ledger]))
+    assert against["difference"].tolist() == pytest.approx([0.2])
+
+
+def test_models_are_compared_where_they_were_trained_alike(ledger):
+    other = ledger.assign(model="lbunet", dice=ledger["dice"] - 0.1)
+    longer = other.assign(epochs=99, dice=0.0)
+    both = pd.concat([ledger, other[other["dataset"] == "mixed"], longer])
+    table = external.compare_models(both, [(ledger["model"].iloc[0], "lbunet")])
+    assert set(table["dataset"]) == {"mixed"}
+    assert set(table["tested"]) == set(ledger.loc[ledger["dataset"] == "mixed", "tested"])
+    assert table["difference"].tolist() == pytest.approx([0.1] * len(table))
+
+
 def test_shares_run_from_the_smallest_to_all(ledger):
     shares = external.share_table(ledger)
     etis = shares[shares["tested"] == "etis_larib"]

@@ -95,6 +95,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": readme_results,
     "own": lambda: record.own_results(study.read_ledger("reference")),
     "unseen": lambda: record.unseen_results(study.read_ledger("reference")),
+    "leads": lambda: record.leads(study.read_ledger("reference")),
     "choices": lambda: record.choices(study.read_ledger("reference")),
     "cells": record.cells_run,
 }

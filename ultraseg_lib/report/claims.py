@@ -29,7 +29,7 @@ from ultraseg_lib.models.complexity import count_parameters, influence_map, rece
 from ultraseg_lib.models.ultraseg import EnhancedDilatedBlock
 from ultraseg_lib.notebooks import find_notebooks, number
 from ultraseg_lib.paths import PAPER, ROOT, outputs_dir
-from ultraseg_lib.report import printed
+from ultraseg_lib.report import external, printed
 from ultraseg_lib.report.ablation import (
     DIFFERENCE,
     FEATURES,
@@ -48,7 +48,7 @@ from ultraseg_lib.report.architecture_figures import (
 )
 from ultraseg_lib.report.figures import PALETTE, dataset_title
 from ultraseg_lib.report.printed import Finding
-from ultraseg_lib.report.tables import GROUP_KEYS, main_table, paper_table3
+from ultraseg_lib.report.tables import GROUP_KEYS, longest_runs, main_table, paper_table3
 from ultraseg_lib.statistics import paired_test
 from ultraseg_lib.variants import model_title
 
@@ -587,21 +587,16 @@ def _mixing(e: Evidence, model: str) -> pd.DataFrame:
     Of several lengths of training the longest counts, on either side.
     """
     rows = []
-    scores = e.ledger[e.ledger["model"] == model]
+    scores = longest_runs(e.ledger[e.ledger["model"] == model])
     for keys, part in scores.groupby(MIXING):
         sides = {"mixed": part["dataset"] == "mixed", "single": part["dataset"] == keys[2]}
-        dice = {name: _longest(part[side]) for name, side in sides.items()}
+        dice = {name: part[side].groupby("image_id")["dice"].mean() for name, side in sides.items()}
         both = pd.concat(dice, axis=1).dropna()
         if len(both) > 1:
             test = paired_test(both["mixed"].to_numpy(), both["single"].to_numpy())
             name = f"{MODELS[model].title}, {dataset_title(keys[2])}, {keys[0]}:"
             rows.append((*keys, name, *test[:3]))
     return pd.DataFrame(rows, columns=[*MIXING, "name", *DIFFERENCE[:3]])
-
-
-def _longest(scores: pd.DataFrame) -> pd.Series:
-    """Return the Dice of each image under the runs with the most epochs, averaged over seeds."""
-    return scores[scores["epochs"] == scores["epochs"].max()].groupby("image_id")["dice"].mean()
 
 
 @_decides
@@ -623,15 +618,11 @@ def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Findin
 
 def _on_unseen(e: Evidence, pair: tuple[str, str]) -> pd.DataFrame:
     """Compare two models, trained alike, on the unseen datasets."""
-    seen, tables = e.ledger, []
-    for dataset in seen["dataset"].unique():
-        for test_set in EXTERNAL:
-            part = seen[(seen["dataset"] == dataset) & (seen["test_set"] == test_set)]
-            # `compare` asks for runs on their own test set: tell it that this is theirs
-            table = compare(part.assign(dataset=test_set), [pair])
-            name = f"{dataset_title(test_set)}, trained on {dataset_title(dataset)}:"
-            tables.append(table.assign(name=name))
-    return pd.concat(tables) if tables else pd.DataFrame(columns=["name", "dataset", *DIFFERENCE])
+    table = external.compare_models(external.by_tested(e.ledger), [pair])
+    table = table[table["tested"].isin(EXTERNAL)]
+    names = (dataset_title(tested) + ", trained on " + external.training_title(trained) + ":"
+             for tested, trained in zip(table["tested"], table["dataset"], strict=True))  # fmt: skip
+    return table.assign(name=list(names))
 
 
 @_decides
@@ -644,7 +635,7 @@ def _external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
     table = _on_unseen(e, ("unet_base", "ultraseg_130k"))
     if table.empty:
         return e.nothing
-    off = (table["difference"] - table["dataset"].map(stated)).abs()
+    off = (table["difference"] - table["tested"].map(stated)).abs()
     return Finding(bool((off < 0.01).all()), _text(table))
 
 

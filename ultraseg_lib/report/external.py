@@ -11,6 +11,7 @@ from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report.figures import GENERATED, PALETTE
+from ultraseg_lib.report.tables import longest_runs
 from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
 from ultraseg_lib.study import WHOLE_TEST_SETS
 from ultraseg_lib.variants import model_title
@@ -22,7 +23,7 @@ MARKERS = "osD^vPX"
 
 def by_tested(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return the ledger with a column ``tested``: the test set, the parts of the mixed set as one."""
-    of_mixed = (ledger["dataset"].str.partition("@")[0] == "mixed") & ledger["test_set"].isin(MIXED)
+    of_mixed = (ledger["dataset"].str.split("@").str[0] == "mixed") & ledger["test_set"].isin(MIXED)
     return ledger.assign(tested=ledger["test_set"].mask(of_mixed, "mixed"))
 
 
@@ -121,11 +122,12 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
 def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on everything with itself trained on one set, on unseen images.
 
-    ``ledger``: of `by_tested`. Pairs share recipe, protocol, model and seeds. Columns: recipe,
-    protocol, model, tested, joint, single (the training sets), joint_dice, single_dice, difference
-    (joint - single), low and high (95 % bootstrap over images and seeds), p_holm.
+    ``ledger``: of `by_tested`. Pairs share recipe, protocol, model and seeds; of several lengths of
+    training the longest counts. Columns: recipe, protocol, model, tested, joint, single (the
+    training sets), joint_dice, single_dice, difference (joint - single), low and high (95 %
+    bootstrap over images and seeds), p_holm.
     """
-    unseen = ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)]
+    unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
     rows, keys = [], ["recipe", "protocol", "model", "tested"]
     for values, group in unseen.groupby(keys, sort=False):
         sets = {name: _seeds_by_images(part) for name, part in group.groupby("dataset")}
@@ -146,13 +148,34 @@ def _same_seeds(one: pd.DataFrame, other: pd.DataFrame) -> tuple:
     return one.loc[seeds].to_numpy(), other.loc[seeds, one.columns].to_numpy()
 
 
+def compare_models(ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """Compare models with others that were trained alike, on every test set.
+
+    ``ledger``: of `by_tested`. A pair without a seed in common is left out. Columns: recipe,
+    protocol, epochs, dataset, tested, model, other, seeds, images, difference (mean Dice,
+    model - other), low and high (95 % bootstrap over images and seeds).
+    """
+    rows, pairs = [], list(pairs)
+    keys = [key for key in KEYS if key != "model"]
+    for values, group in ledger.groupby(keys, sort=False):
+        dice = {name: _seeds_by_images(part) for name, part in group.groupby("model")}
+        for model, other in pairs:
+            if model in dice and other in dice:
+                pair = _same_seeds(dice[model], dice[other])
+                if len(pair[0]):
+                    test = paired_test(*pair)
+                    rows.append((*values, model, other, *pair[0].shape, *test[:3]))
+    columns = ["model", "other", "seeds", "images", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=[*keys, *columns])
+
+
 def share_table(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return Dice by the share of the training set that was used, for models that have shares.
 
     ``ledger``: of `by_tested`. Columns: those of `score_table`, and share (%). A smaller share is
     trained for more epochs, so that all make as many steps.
     """
-    joint = ledger[ledger["dataset"].str.partition("@")[0].isin(JOINT)]
+    joint = ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)]
     shares = joint[is_share(joint) | joint["dataset"].isin(JOINT)]
     chosen = shares.loc[is_share(shares), ["recipe", "protocol", "model"]].drop_duplicates()
     table = score_table(shares.merge(chosen))

@@ -8,11 +8,14 @@ import pandas as pd
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import EXTERNAL, MIXED
+from ultraseg_lib.models import MODELS
 from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.report import external, tables
 from ultraseg_lib.study import Run
 from ultraseg_lib.variants import build_model, model_title
 from ultraseg_lib.weights import shipped_weights
+
+OURS = ("ultraseg_130k", "ultraseg_108k")
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
@@ -75,6 +78,41 @@ def unseen_results(ledger: pd.DataFrame) -> str:
     ]  # fmt: skip
     head = ["tested on", "model", "trained on", "recipe, epochs, protocol", *COMPARED]
     return markdown_table(head, rows)
+
+
+def leads(ledger: pd.DataFrame) -> str:
+    """Return how far each UltraSeg is ahead of the other models that were trained alike.
+
+    The paper's difference is of Table 3, on unseen images of Table 6 (mixed training only).
+    """
+    ledger = external.by_tested(tables.whole_models(ledger))
+    others = [name for name in MODELS if name not in OURS]
+    table = external.compare_models(ledger, [(ours, other) for ours in OURS for other in others])
+    if table.empty:
+        return "No two models were trained alike yet."
+    papers = pd.concat(
+        [
+            tables.paper_table3().rename(columns={"dataset": "tested"}).assign(trained="itself"),
+            external.paper_table6().assign(trained="mixed"),
+        ]
+    ).set_index(["trained", "tested", "title"])["paper_dice"]
+    own = table["tested"] == table["dataset"]
+    trained = table["dataset"].mask(own & (table["dataset"] != "mixed"), "itself")
+    rows = []
+    for at, row in table.sort_values(["model", "dataset", "tested"]).iterrows():
+        titles = [model_title(row[side]) for side in ("model", "other")]
+        paper = [papers.get((trained[at], row["tested"], title), float("nan")) for title in titles]
+        difference = paper[0] - paper[1]
+        rows.append(
+            [
+                " − ".join(titles), external.training_title(row["dataset"]),
+                dataset_title(row["tested"]), _setting(row),
+                _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
+                "–" if pd.isna(difference) else f"{difference:+.3f}",
+            ]
+        )  # fmt: skip
+    head = ["models", "trained on", "tested on", "recipe, epochs, protocol"]
+    return markdown_table([*head, "Dice per image (95 % interval)", "paper, per batch"], rows)
 
 
 def choices(ledger: pd.DataFrame) -> str:

@@ -32,6 +32,12 @@ def whole_models(ledger: pd.DataFrame) -> pd.DataFrame:
     return ledger[~model.str.contains("+", regex=False) & (model != "ultraseg_108k_st")]
 
 
+def longest_runs(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the ledger's rows of the most epochs, where runs differ in nothing but epochs and seed."""
+    alike = ledger.groupby(["recipe", "protocol", "dataset", "model"])
+    return ledger[ledger["epochs"] == alike["epochs"].transform("max")]
+
+
 def summarize_runs(ledger: pd.DataFrame) -> pd.DataFrame:
     """Average each run over the images of its own test set: a row a run.
 
