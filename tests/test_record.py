@@ -43,6 +43,20 @@ def test_unseen_rows_hold_every_setting_once_for_each_unseen_dataset():
     assert len(rows) == 2 * len(settings)
 
 
+def test_leads_are_differences_of_the_tables_beside_the_papers():
+    ledger = study.read_ledger("reference")
+    head, *rows = cells(record.leads(ledger))
+    leads = [dict(zip(head, row, strict=True)) for row in rows]
+    tiny = [row for row in leads if row["models"] == "UltraSeg-130K − UNet-Tiny"]
+    own = next(row for row in tiny if row["trained on"] == row["tested on"] == "Kvasir-SEG")
+    here = ledger[(ledger["recipe"] == "strong") & (ledger["test_set"] == "kvasir_seg")]
+    means = here[here["dataset"] == "kvasir_seg"].groupby("model")["dice"].mean()
+    ahead = means["ultraseg_130k"] - means["unet_tiny"]
+    assert own["Dice per image (95 % interval)"].startswith(f"{ahead:+.3f} (")
+    assert own["paper, per batch of 4"] == f"{0.7489 - 0.6146:+.3f}"
+    assert all(row["paper, per batch of 4"] == "–" for row in tiny if row is not own)
+
+
 def test_every_finished_run_stands_in_its_cell_and_gaps_show():
     head, *rows = cells(record.cells_run())
     by_model = {row[0]: dict(zip(head, row, strict=True)) for row in rows}

@@ -16,6 +16,7 @@ from ultraseg_lib.variants import build_model, model_title
 from ultraseg_lib.weights import shipped_weights
 
 OURS = ("ultraseg_130k", "ultraseg_108k")
+BATCHED = ["batch_pooled_dice", "paper_dice"]  # both as the released code defines Dice
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
@@ -90,29 +91,32 @@ def leads(ledger: pd.DataFrame) -> str:
     table = external.compare_models(ledger, [(ours, other) for ours in OURS for other in others])
     if table.empty:
         return "No two models were trained alike yet."
-    papers = pd.concat(
+    table = table.sort_values(["model", "other", "dataset", "tested"], ignore_index=True)
+    levels = external.score_table(ledger).merge(_papers_levels(), "left")
+    sides = [
+        table.assign(model=table[side])[external.KEYS].merge(levels, "left")
+        for side in ("model", "other")
+    ]
+    ahead = sides[0][BATCHED] - sides[1][BATCHED]
+    rows = [
         [
-            tables.paper_table3().rename(columns={"dataset": "tested"}).assign(trained="itself"),
-            external.paper_table6().assign(trained="mixed"),
+            f"{sides[0]['title'][at]} − {sides[1]['title'][at]}",
+            external.training_title(row["dataset"]), dataset_title(row["tested"]), _setting(row),
+            _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
+            *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in ahead.loc[at]),
         ]
-    ).set_index(["trained", "tested", "title"])["paper_dice"]
-    own = table["tested"] == table["dataset"]
-    trained = table["dataset"].mask(own & (table["dataset"] != "mixed"), "itself")
-    rows = []
-    for at, row in table.sort_values(["model", "dataset", "tested"]).iterrows():
-        titles = [model_title(row[side]) for side in ("model", "other")]
-        paper = [papers.get((trained[at], row["tested"], title), float("nan")) for title in titles]
-        difference = paper[0] - paper[1]
-        rows.append(
-            [
-                " − ".join(titles), external.training_title(row["dataset"]),
-                dataset_title(row["tested"]), _setting(row),
-                _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
-                "–" if pd.isna(difference) else f"{difference:+.3f}",
-            ]
-        )  # fmt: skip
+        for at, row in table.iterrows()
+    ]  # fmt: skip
     head = ["models", "trained on", "tested on", "recipe, epochs, protocol"]
-    return markdown_table([*head, "Dice per image (95 % interval)", "paper, per batch"], rows)
+    head += ["Dice per image (95 % interval)", "per batch of 4", "paper, per batch of 4"]
+    return markdown_table(head, rows)
+
+
+def _papers_levels() -> pd.DataFrame:
+    """Return Dice of the paper by title, dataset (trained on) and tested: Tables 3 and 6."""
+    own = tables.paper_table3()
+    own = own.assign(tested=own["dataset"])
+    return pd.concat([own, external.paper_table6().assign(dataset="mixed")])
 
 
 def choices(ledger: pd.DataFrame) -> str:
