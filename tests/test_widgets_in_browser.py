@@ -207,6 +207,17 @@ def rate(page, name):
     page.get_by_text("1 rated, saved in").wait_for()
 
 
+def look_over(page, stem):
+    """Save pictures of the page, top and end, at two widths; nothing may be clipped or overlap."""
+    for width in (1280, 1920):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(700)
+        for end, name in (("top", "test set"), ("end", "note")):
+            page.get_by_label(name, exact=True).scroll_into_view_if_needed()
+            page.screenshot(path=Path(f"{stem}-{width}-{end}.png"))
+        assert_nothing_clipped_or_overlapping(page, width)
+
+
 @pytest.mark.parametrize("where", ["voila", "lab"])
 def test_a_person_picks_moves_sorts_and_rates(page, where, request, outputs_folder, tmp_path):
     address = request.getfixturevalue(where)
@@ -238,13 +249,7 @@ def test_a_person_picks_moves_sorts_and_rates(page, where, request, outputs_fold
     page.wait_for_timeout(1000)
 
     rate(page, where)
-    for width in (1280, 1920):
-        page.set_viewport_size({"width": width, "height": 1000})
-        page.wait_for_timeout(700)
-        for end, name in (("top", "test set"), ("end", "note")):
-            page.get_by_label(name, exact=True).scroll_into_view_if_needed()
-            page.screenshot(path=tmp_path / f"{where}-{width}-{end}.png")
-        assert_nothing_clipped_or_overlapping(page, width)
+    look_over(page, tmp_path / where)
     saved = pd.read_csv(outputs_folder / "demo" / "reviews" / f"{where}.csv")
     assert saved[["rating", "note", "saw_truth"]].to_numpy().tolist() == [
         [4, "as seen by a test", False]

@@ -66,10 +66,9 @@ def unseen_results(ledger: pd.DataFrame) -> str:
     """Return every run on the two datasets that none is trained on, beside Table 6 of the paper."""
     scores = external.score_table(external.by_tested(ledger))
     scores = scores[scores["tested"].isin(EXTERNAL)]
-    paper = external.paper_table6()
-    merged = scores.merge(paper, "left", ["title", "tested"])
-    merged.loc[merged["dataset"] != "mixed", "paper_dice"] = float("nan")
-    merged = merged.sort_values(["tested", "dice"], ascending=[True, False])
+    merged = scores.merge(_papers_levels(), "left").sort_values(
+        ["tested", "dice"], ascending=[True, False]
+    )
     rows = [
         [
             dataset_title(row["tested"]), row["title"], external.training_title(row["dataset"]),
