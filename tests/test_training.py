@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from ultraseg_lib import study, training
 from ultraseg_lib.data.loading import Batch
 from ultraseg_lib.distillation import Distillation
 from ultraseg_lib.models import create_model
-from ultraseg_lib.training import RECIPES, Trainer, predict_probs, train_step
+from ultraseg_lib.training import RECIPES, Trainer, predict_probs, running_mean, train_step
 
 TINY = """
 import sys
@@ -125,6 +126,20 @@ def test_training_lowers_the_loss_on_one_batch(outputs):
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     losses = [train_step(model, batch, optimizer, RECIPES["strong"]) for _ in range(25)]
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(("steps", "share"), [(300, 0.002), (3000, 1e-6)])
+def test_running_mean_forgets_its_start_and_reaches_its_decay(steps, share):
+    module = torch.nn.Linear(1, 1, bias=False)
+    average = AveragedModel(module, multi_avg_fn=running_mean(0.995))
+    for step in range(steps):
+        module.weight.data.fill_(1.0 if step == 0 else 0.0)
+        average.update_parameters(module)
+    assert 0 <= float(average.module.weight) < share
+    module.weight.data.fill_(1.0)
+    average.update_parameters(module)
+    slowest = max(0.005, 9 / (10 + steps))
+    assert float(average.module.weight) == pytest.approx(slowest, rel=0.01)
 
 
 def test_probability_maps_keep_the_decision_at_one_half():
