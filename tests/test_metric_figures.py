@@ -97,7 +97,6 @@ def test_boundary_steps_enlarge_one_window(maps):
 
 def test_lines_that_end_close_together_have_names_apart():
     table = pd.DataFrame({"UNet-Tiny": [0.2, 0.700], "UltraSeg-130K": [0.5, 0.701]}, ["a", "b"])
-    names = {
-        text.get_text(): text.xyann[1] for text in mf.plot_models_by_definition(table, "").texts
-    }
+    texts = mf.plot_models_by_definition(table, "").axes[0].texts
+    names = {text.get_text(): text.xyann[1] for text in texts}
     assert names["UltraSeg-130K"] - names["UNet-Tiny"] > 0.04
