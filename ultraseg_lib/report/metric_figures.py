@@ -191,12 +191,12 @@ def plot_models_by_definition(table: pd.DataFrame, title: str) -> Figure:
     others = table.columns.difference(ours, sort=False)
     colours = dict(zip(ours, sns.color_palette("YlOrBr", len(ours) + 2)[2:], strict=True))
     colours |= dict(zip(others, sns.color_palette("PuBu", len(others) + 2)[2:], strict=True))
-    places = _spread(table.iloc[-1], 0.06 * top)
+    places = _spread(table.iloc[-1], 0.055 * top)
     for (name, dice), marker in zip(table.items(), cycle("os^Dv*PX<>")):
         axes.plot(table.index, dice, marker=marker, ms=11, lw=3, color=colours[name])
         ends = ((len(table) - 0.6, places[name]), (len(table) - 1, dice.iloc[-1]))
         axes.annotate(name, ends[1], ends[0], va="center", size="small",
-                      arrowprops={"arrowstyle": "-", "color": "0.6", "shrinkB": 8})  # fmt: skip
+                      arrowprops={"arrowstyle": "-", "color": colours[name], "relpos": (0, 0.5)})  # fmt: skip
     axes.set(ylabel="“Dice”", ylim=(0, top), title=title)
     axes.tick_params(axis="x", labelsize="small")
     return figure
