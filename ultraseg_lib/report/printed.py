@@ -20,11 +20,15 @@ UNETS = ["UNet-Base", "UNet-Medium", "UNet-Light", "UNet-Small", "UNet-Tiny"]
 
 
 class Finding(NamedTuple):
-    """Whether a claim holds (None: cannot be told), by what numbers, from which runs of the ledger."""
+    """Whether a claim holds (None: cannot be told), and by what numbers.
+
+    ``runs`` of the ledger are behind it; ``covers``: which models on which datasets (dataset, model).
+    """
 
     holds: bool | None
     evidence: str
     runs: tuple[str, ...] = ()
+    covers: frozenset[tuple[str, str]] = frozenset()
 
 
 Check = Callable[[dict[str, Any]], Finding]
