@@ -383,7 +383,7 @@ def _text(table: pd.DataFrame) -> str:
 def _judge(
     e: Evidence,
     table: pd.DataFrame,
-    runs: Sequence[str],
+    runs: Sequence[str] = (),
     above: float = -np.inf,
     below: float = np.inf,
     reach: float = -np.inf,
@@ -605,7 +605,7 @@ def _on_unseen(e: Evidence, pair: tuple[str, str]) -> pd.DataFrame:
 
 @_decides
 def _attention_helps_outside(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _judge(e, _on_unseen(e, ("ultraseg_130k", "ultraseg_108k")), (), above=0)
+    return _judge(e, _on_unseen(e, ("ultraseg_130k", "ultraseg_108k")), above=0)
 
 
 @_decides
@@ -613,13 +613,8 @@ def _external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
     table = _on_unseen(e, ("unet_base", "ultraseg_130k"))
     for end in DIFFERENCE[:3]:
         table[end] -= table["dataset"].map(stated)
-    return _judge(
-        e,
-        table.assign(name="more than stated, " + table["name"].astype(str)),
-        (),
-        above=-0.01,
-        below=0.01,
-    )
+    table["name"] = "more than stated, " + table["name"].astype(str)
+    return _judge(e, table, above=-0.01, below=0.01)
 
 
 def _judge_hard(
@@ -630,10 +625,10 @@ def _judge_hard(
     UltraSeg-130K of the mixed set, on the unseen sets. ``measure``: from a kind's frames with all
     plain ones, and which are of the kind, to a number with its interval.
     """
-    scores = e.ledger[(e.ledger["model"] == "ultraseg_130k") & (e.ledger["area"] > 0)]
-    scores = longest_runs(
-        scores[(scores["dataset"] == "mixed") & scores["test_set"].isin(EXTERNAL)]
+    wanted = (
+        "model == 'ultraseg_130k' and dataset == 'mixed' and test_set in @EXTERNAL and area > 0"
     )
+    scores = longest_runs(e.ledger.query(wanted))
     rows, runs = [], tuple(scores["run_id"].unique())
     for (_, recipe, tested), group in scores.groupby(["run_id", "recipe", "test_set"]):
         several = group["n_polyps"] > 1
@@ -716,7 +711,7 @@ def _so_far(found: Finding, needs: dict[str, list[str]]) -> Finding:
         return found
     seen = [name for name in datasets if name in {d for d, _ in found.covers}]
     known = len(set(models) & {model for _, model in found.covers})
-    verb = {True: "holds on", False: "fails on", None: "measured on"}[found.holds]
+    verb = "holds on" if found.holds else "measured on"
     titles = ", ".join(map(dataset_title, seen))
     text = f"{verb} {len(seen)} of {len(datasets)} datasets ({titles}), {known} of {len(models)} models"
     holds = None if found.holds else found.holds
