@@ -353,6 +353,12 @@ def test_the_picture_has_a_line_a_claim_and_the_tally_counts_them(tables):
     assert claims.tally(tables["demo"]).sum().tolist() == [len(BY_ID)] * 2
 
 
+def test_the_committed_record_is_there_wherever_the_outputs_are(outputs):
+    assert len(Evidence("reference").ledger)
+    (outputs / "reference").mkdir(parents=True)  # one of the user's own
+    assert Evidence("reference").ledger.empty
+
+
 def test_an_unknown_profile_lists_the_known():
     with pytest.raises(ValueError, match="unknown 'dmeo'; choose from demo"):
         claims.claims_table("dmeo")

@@ -352,7 +352,7 @@ def _sequences_do_not_matter(e: Evidence, stated: dict[str, Any]) -> Finding:
         if min(map(len, parts)):
             change = parts[0]["dice"].mean() - parts[1]["dice"].mean()
             drawn = np.subtract(*(_draw_sequences(part, rng) for part in parts))
-            name = f"{MODELS[key[-1]].title}, {key[0]} {key[1]} e{key[2]}:"
+            name = f"{MODELS[key[-1]].title}, {key[0]} {key[1]} e{key[2]}, the Dice falls by"
             interval = np.quantile(drawn, [0.025, 0.975])
             rows.append((name, "cvc_clinicdb", key[-1], change, *interval))
     runs = _runs(scores, "cvc_clinicdb", "cvc_clinicdb@sequence")
@@ -494,6 +494,8 @@ def _over_five(e: Evidence, models: Sequence[str], score: str) -> tuple[pd.DataF
 def _keeps_most_of_unet(e: Evidence, stated: dict[str, Any]) -> Finding:
     means, covers = _over_five(e, ("ultraseg_130k", "unet_base"), "dice")
     share = means.get("ultraseg_130k", pd.Series()) / means.get("unet_base", pd.Series())
+    if not covers:
+        return e.nothing
     text = "; ".join(f"{' '.join(key)} {value:.1%}" for key, value in share.dropna().items())
     holds = bool((share.dropna() > stated["share"]).all()) if text else None
     return Finding(holds, text or "no mean over five datasets", covers=covers)
@@ -502,6 +504,8 @@ def _keeps_most_of_unet(e: Evidence, stated: dict[str, Any]) -> Finding:
 @_decides
 def _mean_of_five(e: Evidence, stated: dict[str, Any]) -> Finding:
     means, covers = _over_five(e, OURS, "batch_pooled_dice")
+    if not covers:
+        return e.nothing
     found = means.stack()
     near = [abs(mean - stated[key[-1]]) < 0.02 for key, mean in found.items()]
     text = ", ".join(f"{MODELS[key[-1]].title} {mean:.3f}" for key, mean in found.items())
@@ -618,12 +622,15 @@ def _external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 def _judge_hard(
-    e: Evidence, measure: Callable[[pd.DataFrame, pd.Series], Sequence[float]], **bounds: float
+    e: Evidence,
+    what: str,
+    measure: Callable[[pd.DataFrame, pd.Series], Sequence[float]],
+    **bounds: float,
 ) -> Finding:
     """Decide what section 4.8 says of frames with several polyps, and of the largest quarter.
 
     UltraSeg-130K of the mixed set, on the unseen sets. ``measure``: from a kind's frames with all
-    plain ones, and which are of the kind, to a number with its interval.
+    plain ones, and which are of the kind, to a number with its interval; ``what`` names it.
     """
     wanted = (
         "model == 'ultraseg_130k' and dataset == 'mixed' and test_set in @EXTERNAL and area > 0"
@@ -638,7 +645,8 @@ def _judge_hard(
                 name = f"{dataset_title(tested)}, {recipe}, {kind} ({chosen.sum()} frames):"
                 found = measure(group[chosen | ~(several | large)], chosen)
                 rows.append((name, tested, "ultraseg_130k", *found))
-    return _judge(e, pd.DataFrame(rows, columns=JUDGED), runs, **bounds)
+    found = _judge(e, pd.DataFrame(rows, columns=JUDGED), runs, **bounds)
+    return found._replace(evidence=f"{what}: {found.evidence}") if rows else found
 
 
 @_decides
@@ -647,7 +655,7 @@ def _large_or_many_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
         a, b = frames.loc[hard, "dice"], frames.loc[~hard, "dice"]
         return a.mean() - b.mean(), *stats.ttest_ind(a, b, equal_var=False).confidence_interval()
 
-    return _judge_hard(e, drop, below=0)
+    return _judge_hard(e, "Dice less that of the other frames", drop, below=0)
 
 
 @_decides
@@ -657,7 +665,7 @@ def _large_or_many_are_found(e: Evidence, stated: dict[str, Any]) -> Finding:
         test = stats.binomtest(int(seen.sum()), len(seen))
         return seen.mean(), *test.proportion_ci(method="wilson")
 
-    return _judge_hard(e, share, above=stated["share"])
+    return _judge_hard(e, "share of frames found", share, above=stated["share"])
 
 
 # --- the table ------------------------------------------------------------------------------------

@@ -279,7 +279,7 @@ def _tables_agree(stated: dict[str, Any]) -> Finding:
     for model, title in names.items():
         flops = five.loc[model, "paper_flops_g"].iloc[0], printed_table(1)["flops_g"][title]
         cells = {"FLOPs": flops} | {
-            row.dataset: (row.paper_dice, _dice(row.dataset)[title])
+            dataset_title(row.dataset): (row.paper_dice, _dice(row.dataset)[title])
             for row in five.loc[model].itertuples()
         }
         wrong += [f"{title}, {cell}: {a} and {b}" for cell, (a, b) in cells.items() if a != b]
