@@ -60,6 +60,15 @@ def dataset_title(name: str) -> str:
     return f"{title} ({GENERATED})" if name.startswith("synthetic") else title
 
 
+def setting_title(table: pd.DataFrame) -> str:
+    """Return the setting of a table's first row: dataset, recipe, protocol and epochs."""
+    row = table.iloc[0]
+    return (
+        f"{dataset_title(row['dataset'])}\nrecipe {row['recipe']}, {row['protocol']} protocol,"
+        f" {row['epochs']} epochs"
+    )
+
+
 def _show(axes: Axes, image: np.ndarray, title: str = "") -> None:
     axes.imshow(image)
     axes.set_title(title)
@@ -176,7 +185,7 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(dataset_title(table["dataset"].iloc[0]))
+    axes.set_title(setting_title(table))
     return figure
 
 
@@ -188,30 +197,33 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
     colours = [PALETTE[3] if n.startswith("ultraseg") else PALETTE[0] for n in ordered["model"]]
     axes.barh(ordered["title"], ordered["dice"], xerr=bars, color=colours, capsize=5)
     axes.set(xlabel="Dice, mean over images and seeds, 95 % interval", xlim=(0, 1))
-    axes.set_title(dataset_title(ordered["dataset"].iloc[0]))
+    axes.set_title(setting_title(ordered))
     return figure
 
 
 def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figure:
-    """Show differences in Dice with 95 % intervals: columns label, difference, low, high.
+    """Show differences in Dice with 95 % intervals, from the table's first row down.
 
-    Blue: zero is inside the interval, no finding; orange: outside; grey, where a column ``chance``
-    is true: another seed and nothing else. ``against``: what was subtracted.
+    ``table``: of `tables.with_findings`, with a column label; where a column ``chance`` is true
+    nothing but the seed differs. ``against``: what was subtracted.
     """
-    ordered = table.sort_values("difference", ascending=False)
-    lines = sum(label.count("\n") + 1 for label in ordered["label"])
-    figure, axes = plt.subplots(figsize=(12, 2.2 + 0.6 * lines))
-    for place, row in enumerate(ordered.itertuples()):
-        outside = row.low > 0 or row.high < 0
-        colour = "0.5" if getattr(row, "chance", False) else PALETTE[3 if outside else 0]
-        bar = [[row.difference - row.low], [row.high - row.difference]]
-        axes.errorbar(
-            row.difference, place, xerr=bar, fmt="o", ms=12, lw=3, capsize=6, color=colour
-        )
+    chance = table.get("chance", pd.Series(False, table.index)).astype(bool)
+    kinds = {
+        "differs": (table["finding"] & ~chance, PALETTE[3], "s"),
+        "no finding": (~table["finding"] & ~chance, PALETTE[0], "o"),
+        "another seed": (chance, "0.5", "D"),
+    }
+    figure, axes = plt.subplots(figsize=(12, 2.4 + 0.6 * len(table)))
+    for label, (shown, colour, marker) in kinds.items():
+        part = table[shown]
+        if len(part):
+            bars = [part["difference"] - part["low"], part["high"] - part["difference"]]
+            axes.errorbar(part["difference"], np.flatnonzero(shown), xerr=bars, fmt=marker, ms=12,
+                          lw=3, capsize=6, color=colour, label=label)  # fmt: skip
     axes.axvline(0, color="black", lw=1.5)
-    axes.set(yticks=range(len(ordered)), yticklabels=ordered["label"])
-    axes.set(ylim=(len(ordered) - 0.5, -0.5))
+    axes.set(yticks=range(len(table)), yticklabels=table["label"], ylim=(len(table) - 0.5, -0.5))
     axes.set_xlabel(f"difference in Dice to {against}, image by image")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     figure.suptitle(title)
     return figure
 
