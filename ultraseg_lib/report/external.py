@@ -32,7 +32,7 @@ KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "tested"]
 STYLES = {  # a model looks alike in every figure: UltraSeg in warm colours
     "ultraseg_130k": (PALETTE[3], "o"), "ultraseg_108k": (PALETTE[1], "s"),
     "lbunet": (PALETTE[0], "D"), "egeunet": (PALETTE[9], "^"), "unet_tiny": (PALETTE[2], "v"),
-    "unet_base": ("black", "P"),
+    "unet_base": ("black", "P"), "ultraseg_500k": (PALETTE[5], "p"),
 }  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def _plot_scores(table: pd.DataFrame, title: str) -> Figure:
     """
     lines = _lines(table)
     panels = list(table.groupby("tested", sort=False))
-    size = (7 + 4 * len(panels), 2.6 + 0.5 * len(lines))
+    size = (6.5 + 4.5 * len(panels), 2.6 + 0.5 * len(lines))
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
     for axes, (_, part) in zip(grid[0], panels, strict=True):
         _plot_panel(axes, part, lines)
@@ -263,27 +263,30 @@ def plot_joint(table: pd.DataFrame) -> Figure:
 
 def plot_training_sets(table: pd.DataFrame) -> Figure:
     """Show Dice of each model by what it was trained on: `score_table` of `with_single_sets`."""
-    labels = table["title"] + ": " + table["dataset"].map(training_title)
-    labels += ", " + table["epochs"].astype(str) + " epochs"
-    setting = "recipe " + table["recipe"] + ", " + table["protocol"] + " protocol"
+    labels = table["dataset"].map(training_title) + ", " + table["epochs"].astype(str) + " epochs"
+    setting = (
+        table["title"] + ", recipe " + table["recipe"] + ", " + table["protocol"] + " protocol"
+    )
     generated = table["dataset"].str.startswith("synthetic").any()
-    title = f"everything or one set{f' ({figures.GENERATED})' if generated else ''}"
+    title = f"trained on everything or on one set{f' ({figures.GENERATED})' if generated else ''}"
     return _plot_scores(table.assign(setting=setting, label=labels), title)
 
 
 def plot_centers(table: pd.DataFrame) -> Figure:
     """Show Dice by center of one test set: ``table`` is of `score_table` with extra column center."""
     centers = sorted(set(table["center"]))
-    settings = list(table.groupby(KEYS[:3], sort=False))
-    height = 1.8 + len(settings) * (0.6 + 0.55 * len(centers))
-    figure, panels = plt.subplots(len(settings), 1, figsize=(12, height), squeeze=False,
-                                  sharex=True, sharey=True)  # fmt: skip
+    settings = [part for _, part in table.groupby(KEYS[:3], sort=False)]
+    heights = [0.6 + len(centers) * (0.2 + 0.25 * part["model"].nunique()) for part in settings]
+    figure, panels = plt.subplots(len(settings), 1, figsize=(12, 1.8 + sum(heights)), squeeze=False,
+                                  sharex=True, sharey=True, height_ratios=heights)  # fmt: skip
     named = {}
-    for axes, (_, part) in zip(panels[:, 0], settings, strict=True):
-        for place, (model, line) in enumerate(part.groupby("model", sort=False)):
-            shift = 0.15 * (place - (part["model"].nunique() - 1) / 2)
+    for axes, part in zip(panels[:, 0], settings, strict=True):
+        models = list(part.groupby("model", sort=False))
+        for place, (model, line) in enumerate(models):
+            shift = 0.8 * ((place + 0.5) / len(models) - 0.5)
             at = [centers.index(center) + shift for center in line["center"]]
-            named[line["title"].iloc[0]] = axes.errorbar(line["dice"], at, xerr=error_bars(line), **_style(model))  # fmt: skip
+            bars = axes.errorbar(line["dice"], at, xerr=error_bars(line), ls="", **_style(model))
+            named[line["title"].iloc[0]] = bars
         axes.set_title(_training_words(part.iloc[0]), loc="left", fontsize="small")
         axes.grid(axis="x", color="0.9")
     images = table.groupby("center")["images"].max()

@@ -18,6 +18,7 @@ from ultraseg_lib.data import Frames
 from ultraseg_lib.data.synthetic import SyntheticFrame
 from ultraseg_lib.paths import outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
+from ultraseg_lib.report.tables import error_bars
 from ultraseg_lib.variants import model_title as model_title  # figures.model_title
 
 PALETTE = sns.color_palette("colorblind")
@@ -160,19 +161,16 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     """
     figure, axes = plt.subplots(figsize=(10.5, 6))
     ordered = sorted(table.itertuples(), key=lambda row: parameters[row.model])
-    sizes = [parameters[row.model] for row in ordered]
     for place, row in enumerate(ordered):
         ours = row.model.startswith("ultraseg")
         x, colour = parameters[row.model] / 1e6, PALETTE[3] if ours else PALETTE[0]
         bar = [[row.dice - row.dice_low], [row.dice_high - row.dice]]
         axes.errorbar(x, row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
                       color=colour, capsize=5)  # fmt: skip
-        crowded = place + 1 < len(sizes) and sizes[place + 1] < 1.35 * sizes[place]
-        offset, side = (
-            ((-14, 0), "right") if crowded else ((14, 0), "left")
-        )  # of the next one's bar
-        axes.annotate(row.title, (x, row.dice), offset, textcoords="offset points", ha=side,
-                      va="center", size="small")  # fmt: skip
+        above = place % 2 == 1  # neighbours on either side, so that names do not meet
+        end, offset, side = (row.dice_high, 8, "bottom") if above else (row.dice_low, -8, "top")
+        axes.annotate(row.title, (x, end), (0, offset), textcoords="offset points", ha="center",
+                      va=side, size="small")  # fmt: skip
         if not np.isnan(row.paper_dice):
             axes.plot(x, row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
     axes.set(
@@ -193,9 +191,8 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
     """Show Dice of every model with its 95 % interval, best at the top."""
     ordered = table.sort_values("dice")
     figure, axes = plt.subplots(figsize=(10, 1.2 + 0.75 * len(ordered)))
-    bars = [ordered["dice"] - ordered["dice_low"], ordered["dice_high"] - ordered["dice"]]
     colours = [PALETTE[3] if n.startswith("ultraseg") else PALETTE[0] for n in ordered["model"]]
-    axes.barh(ordered["title"], ordered["dice"], xerr=bars, color=colours, capsize=5)
+    axes.barh(ordered["title"], ordered["dice"], xerr=error_bars(ordered), color=colours, capsize=5)
     axes.set(xlabel="Dice, mean over images and seeds, 95 % interval", xlim=(0, 1))
     axes.set_title(setting_title(ordered))
     return figure
