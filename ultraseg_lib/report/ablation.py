@@ -105,10 +105,13 @@ def beside_seeds(table: pd.DataFrame, chance: pd.DataFrame) -> pd.DataFrame:
 
 
 def format_differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `compare` as text for reading, with a verdict."""
+    """Return a table of `compare` or `beside_seeds` as text for reading, with a verdict."""
     names = table[SETTING].assign(compared=table["title"])
     names["with"] = table["baseline"].map(model_title)
-    return pd.concat([names, format_findings(table)], axis=1)
+    text = pd.concat([names, format_findings(table)], axis=1)
+    if "chance" in table:
+        text.loc[table["chance"].astype(bool), "verdict"] = "the seed alone"
+    return text
 
 
 def sizes(names: Iterable[str]) -> pd.DataFrame:
@@ -353,8 +356,8 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     Only the clean protocol: there the validation part may choose. Only seeds that a student's runs
     all have. First the teacher, then each student, the plain one before those that were taught.
     Columns: those of `tables.main_table`, student, variant ("" for a plain model), val_dice (of the
-    kept epoch, mean over seeds), difference, low, high, p_holm and finding (to the plain student,
-    see `compare`), parameters.
+    kept epoch, mean over seeds), images, difference, low, high, p_holm and finding (to the plain
+    student, see `compare`), parameters.
     """
     clean = own_scores(ledger[ledger["protocol"] == "clean"])
     split = clean["model"].astype(str).str.partition("+")
@@ -374,7 +377,7 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     keys = [*GROUP_KEYS, "student", "variant"]
     table = runs.groupby(keys, sort=False)["val_dice"].mean().reset_index()
     pairs = [(name, student) for student in set(wanted["student"]) for name in taught(student)]
-    gains = compare(clean, pairs)[[*GROUP_KEYS, *DIFFERENCE, "p_holm", "finding"]]
+    gains = compare(clean, pairs)[[*GROUP_KEYS, "images", *DIFFERENCE, "p_holm", "finding"]]
     table = table.merge(main_table(clean), on=GROUP_KEYS).merge(gains, "left", GROUP_KEYS)
     table = table.merge(sizes(table["model"])[["model", "parameters"]])
     first = {"student": lambda names: names.mask(names == teacher, "")}

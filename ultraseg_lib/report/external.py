@@ -175,7 +175,7 @@ def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
     joint = longest_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
     share = joint["dataset"].str.extract(r"@p(\d+)$")[0].astype(float).fillna(100.0)
     joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
-    alike = ["recipe", "protocol", "model"]
+    alike = ["recipe", "protocol", "model", "tested"]
     several = joint.groupby(alike)["share"].transform("nunique") > 1
     return same_seeds(joint[several], alike, "share")
 

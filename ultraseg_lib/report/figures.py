@@ -161,18 +161,23 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     """
     figure, axes = plt.subplots(figsize=(10.5, 6))
     ordered = sorted(table.itertuples(), key=lambda row: parameters[row.model])
+    x = [parameters[row.model] / 1e6 for row in ordered]
     for place, row in enumerate(ordered):
         ours = row.model.startswith("ultraseg")
-        x, colour = parameters[row.model] / 1e6, PALETTE[3] if ours else PALETTE[0]
+        colour = PALETTE[3] if ours else PALETTE[0]
         bar = [[row.dice - row.dice_low], [row.dice_high - row.dice]]
-        axes.errorbar(x, row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
+        axes.errorbar(x[place], row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
                       color=colour, capsize=5)  # fmt: skip
-        above = place % 2 == 1  # neighbours on either side, so that names do not meet
+        above = (
+            place % 2 == 1
+        )  # names alternate, the lower lean away from neighbours: they do not meet
+        close = [side for side, other in (("right", place + 1), ("left", place - 1))
+                 if 0 <= other < len(x) and 1 / 1.35 < x[other] / x[place] < 1.35]  # fmt: skip
         end, offset, side = (row.dice_high, 8, "bottom") if above else (row.dice_low, -8, "top")
-        axes.annotate(row.title, (x, end), (0, offset), textcoords="offset points", ha="center",
-                      va=side, size="small")  # fmt: skip
+        axes.annotate(row.title, (x[place], end), (0, offset), textcoords="offset points",
+                      ha=close[0] if close and not above else "center", va=side, size="small")  # fmt: skip
         if not np.isnan(row.paper_dice):
-            axes.plot(x, row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
+            axes.plot(x[place], row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
     axes.set(
         xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice, mean over images"
     )

@@ -236,7 +236,7 @@ def format_findings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "seeds": table["seeds"],
-            "images": table["images"],
+            "images": table["images"].map("{:.0f}".format),
             "difference in Dice": table["difference"].map("{:+.3f}".format),
             "95 % interval": [f"{low:+.3f} to {high:+.3f}" for low, high in bounds],
             "p (Holm)": table["p_holm"].map("{:.3f}".format),
