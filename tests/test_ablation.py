@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from ledgers import own
+from safetensors.torch import load_file, save_file
 
 from ultraseg_lib import study
+from ultraseg_lib.metrics import dice_score
 from ultraseg_lib.report import ablation
-from ultraseg_lib.training import WEIGHT_COLUMN
+from ultraseg_lib.training import WEIGHT_COLUMN, predict_probs
 
 LOW, HIGH = [0.2, 0.4, 0.6, 0.4] * 5, [0.4, 0.6, 0.8, 0.6] * 5
 
@@ -23,26 +25,39 @@ def test_a_model_is_compared_within_its_setting_and_seed():
     table = ablation.compare(pd.concat(parts), [("ultraseg_130k+fusion_fixed", "ultraseg_130k")])
     assert table["difference"].tolist() == pytest.approx([-0.2])
     assert table["title"].tolist() == ["fixed fusion"]
-    assert ablation.format_differences(table)["zero is"].tolist() == ["outside"]
+    assert ablation.format_differences(table)["verdict"].tolist() == ["differs"]
 
 
-def test_another_seed_is_the_yardstick():
-    ledger = pd.concat([own("ultraseg_130k", HIGH), own("ultraseg_130k", LOW, seed=1)])
-    table = ablation.compare_seeds(ledger, "ultraseg_130k")
-    assert table["title"].tolist() == ["nothing but the seed (1)"]
-    assert table["difference"].tolist() == pytest.approx([-0.2])
-    assert ablation.compare_seeds(own("ultraseg_130k", LOW), "ultraseg_130k").empty
+def test_a_difference_that_another_seed_makes_is_no_finding():
+    pair = [("ultraseg_130k+fusion_fixed", "ultraseg_130k")]
+    changed, plain = own(pair[0][0], LOW), own(pair[0][1], HIGH)
+    near, far = (own("ultraseg_130k", np.array(HIGH) - d, seed=1) for d in (0.1, 0.3))
+    other = own("lbunet", LOW, seed=1)  # one seed: no yardstick
+    for again, finding in ((near, True), (far, False)):
+        ledger = pd.concat([changed, plain, again, other])
+        chance = ablation.compare_seeds(ledger, ["lbunet", "ultraseg_130k"])
+        assert chance["title"].tolist() == ["UltraSeg-130K, another seed"]
+        table = ablation.beside_seeds(ablation.compare(ledger, pair), chance)
+        assert table["label"].tolist() == ["fixed fusion", "UltraSeg-130K, another seed"]
+        assert table["finding"].iloc[0] == finding
+        assert table["seed_spread"].iloc[0] == pytest.approx(-chance["difference"].iloc[0])
+    alone = ablation.compare(pd.concat([changed, plain]), pair)
+    none = ablation.compare_seeds(plain, ["ultraseg_130k"])
+    assert ablation.beside_seeds(alone, none)["finding"].tolist() == [True]
 
 
-def test_the_ladder_shows_every_rung_and_says_what_was_not_run():
-    ladder = ablation.ladder_table(own("lbunet", HIGH, "kvasir_seg"))
+def test_the_ladder_shows_every_rung_of_a_setting_with_two_and_says_what_was_not_run():
+    rungs = [own("lbunet", HIGH, "kvasir_seg"), own("ultraseg_108k", HIGH, "kvasir_seg")]
+    alone = own("lbunet", HIGH, "kvasir_seg", recipe="paper")
+    ladder = ablation.ladder_table(pd.concat([*rungs, alone]))
     assert ladder["model"].tolist() == list(ablation.LADDER)
-    assert ladder["dice"].notna().sum() == 1
+    assert ladder["dice"].notna().sum() == 2
     assert ladder.set_index("model").loc["lbunet", "paper_dice"] == 0.6940
     text = ablation.format_ladder(ladder)
-    assert text["Dice"].tolist().count("not run") == 4
-    assert len(ablation.plot_ladder(ladder).axes) == 2
-    assert ablation.ladder_table(own("unet_base", HIGH)).empty
+    assert text["Dice"].tolist().count("not run") == 3
+    left = ablation.plot_ladder(ladder).axes[0]
+    assert [label.get_text() for label in left.texts] == ["not run"] * 3
+    assert ablation.format_ladder(ablation.ladder_table(alone)).empty
 
 
 def test_the_reconstructed_rung_has_the_papers_size():
@@ -84,9 +99,21 @@ def test_the_weight_of_eq_6_is_chosen_on_the_validation_part(distilled):
     row = ablation.choice_table(distilled, table).iloc[0]
     assert (row["chosen"], row["best"]) == ("kd10", "kd30")
     assert row["worth"] == pytest.approx(0.05)
+    assert row["baseline"] == pytest.approx(np.mean(LOW))
+    assert table["model"].tolist()[:2] == ["unet_small", "ultraseg_108k"]  # then those taught
     student = table[table["student"] == "ultraseg_108k"]
-    assert len(ablation.plot_choice(student).axes) == 1
+    legend = ablation.plot_choice(student).axes[0].get_legend()
+    assert "the same, without a teacher" in [text.get_text() for text in legend.get_texts()]
+    assert ablation.format_choice(ablation.choice_table(distilled, table)).iloc[0]["student"] == "UltraSeg-108K"  # fmt: skip
     assert ablation.distillation_table(own("lbunet", LOW), "demo", "unet_small").empty
+
+
+def test_a_seed_that_only_the_plain_student_has_does_not_count(distilled, outputs):
+    again = own("ultraseg_108k", HIGH, seed=1)
+    table = ablation.distillation_table(pd.concat([distilled, again]), "demo", "unet_small")
+    row = ablation.choice_table(pd.concat([distilled, again]), table).iloc[0]
+    assert row["baseline"] == pytest.approx(np.mean(LOW))
+    assert set(table["seeds"]) == {1}
 
 
 @pytest.fixture
@@ -99,7 +126,7 @@ def trained(outputs) -> tuple[study.Run, study.Profile]:
 
 
 def test_learned_weights_stand_in_the_history_and_in_the_kept_file(trained):
-    run, plan = trained
+    run, _ = trained
     assert ablation.has_weights_over_epochs(run)
     over = ablation.weights_over_epochs(run)
     assert set(over["epoch"]) == {1, 2}
@@ -111,10 +138,31 @@ def test_learned_weights_stand_in_the_history_and_in_the_kept_file(trained):
         assert row.kept == pytest.approx(best[WEIGHT_COLUMN + row.weight], abs=1e-6)
     summary = ablation.summarize_weights(kept)
     assert set(summary["weight"]) == set(over["weight"])
-    assert (summary["moved"] >= 0).all()
-    assert ablation.plot_weights(over, "x").axes
-    worth = ablation.worth_of_learned_weights(run, plan)
-    assert worth.low <= worth.mean <= worth.high
+    up = kept["kept"] > kept["start"]
+    assert summary["direction"].tolist() == ["up" if each else "down" for each in up]
+    walks = (kept["kept"] - kept["start"]).abs() / kept["coin_tosses"]
+    assert summary["moved"].tolist() == pytest.approx(walks.tolist())
+    panels = [axes.get_title() for axes in ablation.plot_weights(over, "x").axes]
+    assert panels == list(ablation.PANELS.values())
+
+
+def test_putting_back_weights_that_never_moved_is_worth_nothing(trained):
+    run, plan = trained
+    starts = ablation.learned_scalars(ablation.build_model(run.model))
+    path = run.folder / "weights.safetensors"
+    weights = load_file(path)
+    assert ablation.worth_of_learned_weights(run, plan).mean != 0
+    for name, value in starts.items():
+        weights[name.removeprefix(WEIGHT_COLUMN)].fill_(value)
+    save_file(weights, path)
+    frames = study.test_frames(run.dataset, plan)
+    scores = study.read_scores(run)
+    probs = predict_probs(study.load_trained(run), frames.images)
+    scores.loc[scores["test_set"] == run.dataset, "dice"] = dice_score(
+        probs >= 128, frames.masks > 0
+    )
+    scores.to_csv(run.folder / "scores.csv", index=False)
+    assert ablation.worth_of_learned_weights(run, plan).mean == 0
 
 
 def test_an_older_history_without_weights_is_told(trained):

@@ -74,18 +74,37 @@ def test_shares_run_from_the_smallest_to_all(ledger):
     assert external.share_table(ledger[ledger["dataset"] == "mixed"]).empty
 
 
+def test_a_share_is_compared_on_the_seeds_of_all_shares(ledger):
+    again = rows("ultraseg_130k", "mixed", "etis_larib", [0.0] * 20, seed=1)
+    ledger = pd.concat([ledger, external.by_tested(again)])
+    shares = external.share_table(ledger).set_index(["tested", "share"])
+    assert shares.loc[("etis_larib", 100), "seeds"] == 1
+    assert shares.loc[("etis_larib", 100), "dice"] == pytest.approx(0.6)
+    gain = external.share_gains(ledger).iloc[0]
+    assert (gain["share"], gain["seeds"]) == (25, 1)
+    assert gain["difference"] == pytest.approx(0.2)
+    sets = external.score_table(external.with_single_sets(ledger)).set_index("dataset")
+    assert sets.loc["mixed", "seeds"] == 1
+
+
 def test_figures_have_a_panel_a_test_set(ledger):
     scores = external.score_table(ledger)
     joint = external.joint_table(scores, MIXED)
-    assert len(external.plot_joint(joint).axes) == 2
-    assert len(external.plot_shares(external.share_table(ledger)).axes) == 2
-    labels = external.plot_training_sets(scores, "etis_larib").axes[0].get_yticklabels()
+    panels = [axes.get_title() for axes in external.plot_joint(joint).axes]
+    assert panels == ["ETIS-LaribPolypDB\nunseen", "Mixed set\ntest part"]
+    assert len(external.plot_shares(external.share_table(ledger)).axes) == 1
+    sets = external.score_table(external.with_single_sets(ledger))
+    labels = external.plot_training_sets(sets).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == [
-        "Kvasir-SEG: UltraSeg-130K",
-        "Mixed set: UltraSeg-130K",
+        "UltraSeg-130K, recipe strong, clean protocol",
+        "Mixed set, 12 epochs",
+        "Kvasir-SEG, 12 epochs",
     ]
     by_center = external.score_table(ledger, ["center"])
-    assert len(external.plot_centers(by_center[by_center["tested"] == "etis_larib"]).axes) == 1
+    one = by_center[(by_center["tested"] == "etis_larib") & (by_center["dataset"] == "mixed")]
+    axes = external.plot_centers(one).axes
+    assert [each.get_title("left") for each in axes] == ["recipe strong, clean protocol, 12 epochs"]
+    assert axes[0].get_yticklabels()[0].get_text() == "C1 (20 images)"
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,37 @@ def test_a_choice_is_compared_on_the_same_images_and_seeds():
     assert abs(row["difference"]) == pytest.approx(0.2)
     assert row["low"] == pytest.approx(row["high"]) == pytest.approx(row["difference"])
     assert {row["a"], row["b"]} == {"strong, clean, 12 epochs", "paper, clean, 12 epochs"}
-    labelled = choices.assign(label="one\nmore")
-    assert figures.plot_differences(labelled, "the other").axes[0].get_yticklabels()
+    assert row["label"] == "recipe: strong − paper (clean, 12 epochs)"
+    assert row["finding"]
+    axes = figures.plot_differences(choices.assign(finding=[False]), "the other").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [row["label"]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["no finding"]
+
+
+def test_two_models_are_compared_on_the_seeds_that_both_have():
+    ledger = pd.concat([own("lbunet", HIGH), own("lbunet", LOW, seed=1), own("unet_tiny", LOW)])
+    pair = tables.paired_table(ledger).iloc[0]
+    assert (pair["model_a"], pair["model_b"], pair["seeds"]) == ("LB-UNet", "UNet-Tiny", 1)
+    assert pair["difference"] == pytest.approx(0.2)  # seed 0 only; over all seeds it is 0.1
+    apart = pd.concat([own("lbunet", HIGH), own("unet_tiny", LOW, seed=1)])
+    assert tables.paired_table(apart).empty
+
+
+def test_a_finding_holds_for_the_models_and_for_their_seeds():
+    seeds = [own("lbunet", HIGH), own("lbunet", LOW, seed=1)]
+    seeds += [own("unet_tiny", LOW), own("unet_tiny", LOW, seed=1)]
+    pair = tables.paired_table(pd.concat(seeds)).iloc[0]
+    assert pair["p_holm"] < 0.05  # the means over both seeds differ on every image
+    assert pair["low"] == 0  # but the interval draws seed 1 twice, too
+    assert not pair["finding"]
+
+
+def test_p_values_are_corrected_within_their_group_only():
+    rows = [{"set": name, "p": 0.03, "low": 0.1, "high": 0.2} for name in "aab"]
+    table = tables.with_findings(rows, ["set"], ["set"])
+    assert table["p_holm"].tolist() == [0.06, 0.06, 0.03]
+    assert table["finding"].tolist() == [False, False, True]
+    assert tables.with_findings(rows, ["set"])["p_holm"].tolist() == pytest.approx([0.09] * 3)
 
 
 def test_no_choices_without_two_settings():

@@ -1,6 +1,6 @@
 """What each part of UltraSeg is worth (Table 5), and what a teacher is (Table 7).
 
-A *setting* is recipe, protocol, epochs and dataset: only runs of one setting are compared.
+A *setting* is recipe, protocol, epochs and dataset.
 """
 
 from collections.abc import Iterable
@@ -18,25 +18,36 @@ from ultraseg_lib.metrics import dice_score
 from ultraseg_lib.models import create_model, find_model
 from ultraseg_lib.models.complexity import count_as_paper, count_macs, count_parameters
 from ultraseg_lib.paths import PAPER
-from ultraseg_lib.report.figures import PALETTE, dataset_title
-from ultraseg_lib.report.tables import GROUP_KEYS, main_table, own_scores
-from ultraseg_lib.statistics import PairedTest, holm, paired_test
+from ultraseg_lib.report.figures import PALETTE, dataset_title, setting_title
+from ultraseg_lib.report.tables import (
+    DIFFERENCE,
+    GROUP_KEYS,
+    SETTING,
+    compare_pairs,
+    dice_by_seed,
+    error_bars,
+    format_findings,
+    main_table,
+    own_scores,
+    paired,
+    same_seeds,
+    with_findings,
+)
+from ultraseg_lib.statistics import PairedTest, paired_test
 from ultraseg_lib.training import WEIGHT_COLUMN, learned_scalars, predict_probs
 from ultraseg_lib.variants import VARIANTS, build_model, find_variant, model_title
 
-SETTING = GROUP_KEYS[:-1]
 LADDER = {  # the rungs of Table 5, in the order of its rows
     "unet_tiny": "UNet-Tiny",
     "lbunet": "LB-UNet",
     "ultraseg_108k_st": "ST (reconstructed)",
-    "ultraseg_108k": "ST + EDB = 108K",
+    "ultraseg_108k": "ST + EDB + bottleneck = 108K",
     "ultraseg_130k": "+ AGF + SSA = 130K",
 }
 WHOLE = "ultraseg_130k"
 TAUGHT = tuple(name for name, variant in VARIANTS.items() if "distillation" in variant.recipe)
 FEATURES = tuple(n for n in TAUGHT if VARIANTS[n].recipe["distillation"] == "features")
 CHANGED = tuple(f"{WHOLE}+{name}" for name in VARIANTS if name not in TAUGHT)
-DIFFERENCE = ("difference", "low", "high", "p")
 PANELS = {  # the end of a weight's name -> what it is
     "alpha": "α of the SSA (Eq. 4)",
     "region_weight": "region weights (Eq. 1)",
@@ -48,83 +59,59 @@ PANELS = {  # the end of a weight's name -> what it is
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def setting_name(table: pd.DataFrame) -> str:
-    """Return the setting of a table's first row as part of a file name."""
-    return "-".join(str(table[key].iloc[0]) for key in SETTING)
-
-
-def setting_title(table: pd.DataFrame) -> str:
-    """Return the setting of a table's first row for people."""
-    row = table.iloc[0]
-    return (
-        f"{dataset_title(row['dataset'])}, recipe {row['recipe']},"
-        f" {row['protocol']} protocol, {row['epochs']} epochs"
-    )
-
-
-def _by_seed(scores: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Return the Dice of one model as a table (seeds, images)."""
-    return scores[scores["model"] == model].pivot(index="seed", columns="image_id", values="dice")
-
-
-def _differences(rows: list[tuple]) -> pd.DataFrame:
-    columns = [*SETTING, "model", "baseline", "title", "seeds", "images", *DIFFERENCE]
-    table = pd.DataFrame(rows, columns=columns)
-    table["p_holm"] = table.groupby(SETTING)["p"].transform(holm) if rows else table["p"]
-    return table.drop(columns="p")
-
-
 def compare(ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """Compare models with baselines, image by image and seed by seed, in every setting.
+    """Compare models with baselines on their own test images, in every setting.
 
-    A pair without a seed in common is left out. Columns: the setting, model, baseline, title,
-    seeds, images, difference (mean Dice, model - baseline), low and high (95 % bootstrap),
-    p_holm (sign-flip test, corrected by Holm for the pairs of the setting).
+    Columns: the setting, then those of `tables.compare_pairs`, and title.
     """
-    rows, pairs = [], list(pairs)
-    for setting, scores in own_scores(ledger).groupby(SETTING, sort=False):
-        for model, baseline in pairs:
-            ours, theirs = _by_seed(scores, model), _by_seed(scores, baseline)
-            seeds = ours.index.intersection(theirs.index)
-            if len(seeds):
-                test = paired_test(ours.loc[seeds].to_numpy(), theirs.loc[seeds].to_numpy())
-                title = find_variant(model)[1].title or model_title(model)
-                rows.append((*setting, model, baseline, title, len(seeds), ours.shape[1], *test))
-    return _differences(rows)
+    table = compare_pairs(own_scores(ledger), pairs, SETTING)
+    titles = [find_variant(name)[1].title or model_title(name) for name in table["model"]]
+    return table.assign(title=titles)
 
 
-def compare_seeds(ledger: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Compare the other seeds of a model with its first one: what chance in training is worth.
+def compare_seeds(ledger: pd.DataFrame, models: Iterable[str]) -> pd.DataFrame:
+    """Compare the other seeds of models with their first one: what chance in training is worth.
 
-    Columns as in `compare`; empty where every setting has one seed only.
+    Columns as in `compare`; empty where every model has one seed only.
     """
-    rows = []
-    for setting, scores in own_scores(ledger).groupby(SETTING, sort=False):
-        dice = _by_seed(scores, model)
-        for seed in dice.index[1:]:
-            test = paired_test(dice.loc[seed].to_numpy(), dice.iloc[0].to_numpy())
-            title = f"nothing but the seed ({seed})"
-            rows.append((*setting, model, model, title, 1, dice.shape[1], *test))
-    return _differences(rows)
+    own, order, rows = own_scores(ledger), list(models), []
+    for keys, runs in own[own["model"].isin(order)].groupby(GROUP_KEYS, sort=False):
+        first, *others = (run.assign(seed=0) for _, run in runs.groupby("seed"))
+        named = dict(zip(GROUP_KEYS, keys, strict=True), baseline=keys[-1])
+        rows += [named | paired(other, first) for other in others]
+    rows.sort(key=lambda row: order.index(row["model"]))
+    table = with_findings(rows, [*GROUP_KEYS, "baseline"], SETTING)
+    return table.assign(title=table["model"].map(model_title) + ", another seed")
+
+
+def beside_seeds(table: pd.DataFrame, chance: pd.DataFrame) -> pd.DataFrame:
+    """Return differences above those that another seed makes, and call none of these a finding.
+
+    ``table``: of `compare`, ``chance``: of `compare_seeds`, of which the rows of the table's models
+    and settings follow. More columns: chance, label, and seed_spread, the largest difference
+    between seeds of the model or its baseline (NaN where neither has two): a difference that is not
+    larger is no finding.
+    """
+    sides = [table[[*SETTING, side]].set_axis(GROUP_KEYS, axis=1) for side in ("model", "baseline")]
+    spreads = chance.assign(seed_spread=chance["difference"].abs())
+    spreads = spreads.groupby(GROUP_KEYS)["seed_spread"].max().reset_index()
+    spread = pd.concat([side.merge(spreads, "left")["seed_spread"] for side in sides], axis=1)
+    spread = spread.max(axis=1).astype(float).set_axis(table.index)
+    larger = ~(table["difference"].abs() <= spread)
+    table = table.assign(finding=table["finding"] & larger, seed_spread=spread, chance=False)
+    same = chance.merge(pd.concat(sides).drop_duplicates()).assign(chance=True)
+    joined = pd.concat([table, same], ignore_index=True) if len(same) else table
+    return joined.assign(label=joined.get("label", joined["title"]).fillna(joined["title"]))
 
 
 def format_differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `compare` as text for reading, with a verdict."""
-    outside = (table["low"] > 0) | (table["high"] < 0)
-    bounds = zip(table["low"], table["high"], strict=True)
-    return pd.DataFrame(
-        {
-            **{key: table[key] for key in SETTING},
-            "compared": table["title"],
-            "with": [model_title(name) for name in table["baseline"]],
-            "seeds": table["seeds"],
-            "images": table["images"],
-            "difference in Dice": table["difference"].map("{:+.3f}".format),
-            "95 % interval": [f"{low:+.3f} to {high:+.3f}" for low, high in bounds],
-            "p (Holm)": table["p_holm"].map("{:.3f}".format),
-            "zero is": outside.map({True: "outside", False: "inside: no finding"}),
-        }
-    )
+    """Return a table of `compare` or `beside_seeds` as text for reading, with a verdict."""
+    names = table[SETTING].assign(compared=table["title"])
+    names["with"] = table["baseline"].map(model_title)
+    text = pd.concat([names, format_findings(table)], axis=1)
+    if "chance" in table:
+        text.loc[table["chance"].astype(bool), "verdict"] = "the seed alone"
+    return text
 
 
 def sizes(names: Iterable[str]) -> pd.DataFrame:
@@ -158,7 +145,7 @@ def paper_table5() -> pd.DataFrame:
 
 
 def ladder_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return Table 5: every rung in every setting that has one, beside the paper's.
+    """Return Table 5: every rung in every setting that has two or more, beside the paper's.
 
     Columns: the setting, model, title, seeds, dice (mean over images and seeds), dice_low,
     dice_high, batch_pooled_dice (compare this one with the paper's), those of `sizes` and of
@@ -166,6 +153,7 @@ def ladder_table(ledger: pd.DataFrame) -> pd.DataFrame:
     """
     own = own_scores(ledger)
     rungs = own[own["model"].isin(list(LADDER))]
+    rungs = rungs[rungs.groupby(SETTING)["model"].transform("nunique") > 1]
     scores = ["seeds", "dice", "dice_low", "dice_high", "batch_pooled_dice"]
     if rungs.empty:
         return pd.DataFrame(columns=[*SETTING, "model", "title", *scores])
@@ -177,6 +165,8 @@ def ladder_table(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def format_ladder(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `ladder_table` as text for reading."""
+    if table.empty:
+        return table
 
     def cells(*columns: str, form: str, missing: str) -> list[str]:
         values = table[list(columns)].itertuples(index=False)
@@ -209,8 +199,7 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
     rungs = list(LADDER.values())
     ran = table.dropna(subset="dice")
     height = [rungs.index(title) for title in ran["title"]]
-    bars = [ran["dice"] - ran["dice_low"], ran["dice_high"] - ran["dice"]]
-    left.errorbar(ran["dice"], height, xerr=bars, fmt="o-", ms=12, lw=2.5, capsize=5,
+    left.errorbar(ran["dice"], height, xerr=error_bars(ran), fmt="o-", ms=12, lw=2.5, capsize=5,
                   color=PALETTE[3])  # fmt: skip
     for place in set(range(len(rungs))) - set(height):
         left.annotate("not run", (0.02, place), xycoords=("axes fraction", "data"), va="center")
@@ -238,15 +227,19 @@ def has_weights_over_epochs(run: study.Run) -> bool:
     return any(column.startswith(WEIGHT_COLUMN) for column in _history(run))
 
 
+def steps_an_epoch(run: study.Run) -> float:
+    """Return how many steps of the optimizer a finished run made in an epoch, NaN where none says."""
+    images = study.read_config(run).get("images", {"train": np.nan})  # older records lack it
+    return -(-images["train"] // run.training_recipe.batch_size)
+
+
 def _coin_tosses(run: study.Run, history: pd.DataFrame) -> pd.Series:
     """Return how far, after each epoch, steps of random sign would have carried a weight (one sd).
 
     Adam divides a gradient by its own size, so a step is about the learning rate long whether or
     not the gradients agree: the walk of n disagreeing steps has the spread rate × √n.
     """
-    images = study.read_config(run)["images"]["train"]
-    steps = -(-images // run.training_recipe.batch_size)
-    return (steps * history["learning_rate"] ** 2).cumsum() ** 0.5
+    return (steps_an_epoch(run) * history["learning_rate"] ** 2).cumsum() ** 0.5
 
 
 def weights_over_epochs(run: study.Run) -> pd.DataFrame:
@@ -264,7 +257,10 @@ def weights_over_epochs(run: study.Run) -> pd.DataFrame:
 
 
 def kept_weights(runs: Iterable[study.Run]) -> pd.DataFrame:
-    """Return the learned single weights of the kept epoch: columns run_id, weight, start, kept, coin_tosses."""
+    """Return the learned single weights of the kept epoch.
+
+    Columns: run_id, recipe, weight, start, kept, coin_tosses.
+    """
     tables = []
     for run in runs:
         history = _history(run)
@@ -273,24 +269,25 @@ def kept_weights(runs: Iterable[study.Run]) -> pd.DataFrame:
         kept = learned_scalars(build_model(run.model, run.folder / "weights.safetensors"))
         names = [column.removeprefix(WEIGHT_COLUMN) for column in starts]
         columns = {"weight": names, "start": starts.values(), "kept": kept.values()}
-        tables.append(pd.DataFrame({**columns, "run_id": run.run_id, "coin_tosses": tosses}))
-    columns = ["run_id", "weight", "start", "kept", "coin_tosses"]
+        named = {"run_id": run.run_id, "recipe": run.recipe}
+        tables.append(pd.DataFrame({**named, **columns, "coin_tosses": tosses}))
+    columns = ["run_id", "recipe", "weight", "start", "kept", "coin_tosses"]
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def summarize_weights(kept: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a weight: its start, its range over runs, whether all moved one way, and how far.
+    """Return a row a recipe and weight: its start, its range over runs, how far and which way it moved.
 
-    ``moved``: the mean move, in units of what coin tosses would have moved it.
+    ``moved``: the mean distance from the start, in units of what coin tosses would have moved it.
+    ``direction``: up, down or both, over the runs.
     """
     change = kept["kept"] - kept["start"]
     moves = kept.assign(change=change, moved=change.abs() / kept["coin_tosses"])
-    table = moves.groupby("weight", sort=False).agg(
-        start=("start", "first"), runs=("kept", "size"), lowest=("kept", "min"),
+    return moves.groupby(["recipe", "weight"], sort=False, as_index=False).agg(
+        runs=("kept", "size"), start=("start", "first"), lowest=("kept", "min"),
         mean=("kept", "mean"), highest=("kept", "max"), moved=("moved", "mean"),
-        one_way=("change", lambda x: bool((x > 0).all() or (x < 0).all())),
+        direction=("change", lambda x: "up" if (x > 0).all() else "down" if (x < 0).all() else "both"),
     )  # fmt: skip
-    return table.reset_index()
 
 
 def plot_weights(table: pd.DataFrame, title: str) -> Figure:
@@ -315,13 +312,16 @@ def _plot_weights_of(axes: Axes, table: pd.DataFrame) -> None:
     start, walk = first["start"], first["coin_tosses"]
     axes.fill_between(first["epoch"], start - walk, start + walk, color="0.85", lw=0)
     axes.axhline(start.iloc[0], color="black", ls="--", lw=2)
-    for place, (name, line) in enumerate(table.groupby("weight", sort=False)):
+    for name, line in table.groupby("weight", sort=False):
         where = name.split(".")
         label = where[0].replace("decoder", "level ") if len(where) == 3 else f"block {where[-2]}"
-        axes.plot(line["epoch"], line["value"], "osD^"[place] + "-", ms=7, lw=2.5,
-                  color=PALETTE[place], markevery=0.1, label=label)  # fmt: skip
+        level = (
+            int("".join(filter(str.isdigit, label)) or 0) % 4
+        )  # one colour a level in all panels
+        axes.plot(line["epoch"], line["value"], "osD^"[level] + "-", ms=7, lw=2.5,
+                  color=PALETTE[level], markevery=max(1, len(line) // 10), label=label)  # fmt: skip
     if table["weight"].nunique() > 1:
-        axes.legend(fontsize="small", ncols=2)
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 @torch.no_grad()
@@ -353,9 +353,11 @@ def taught(student: str) -> list[str]:
 def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.DataFrame:
     """Return teacher, students and distilled students of every setting that has a distilled run.
 
-    Only the clean protocol: there the validation part may choose. Columns: those of
-    `tables.main_table`, student, variant ("" for a plain model), val_dice (of the kept epoch, mean
-    over seeds), difference, low and high (to the plain student, see `compare`), parameters.
+    Only the clean protocol: there the validation part may choose. Only seeds that a student's runs
+    all have. First the teacher, then each student, the plain one before those that were taught.
+    Columns: those of `tables.main_table`, student, variant ("" for a plain model), val_dice (of the
+    kept epoch, mean over seeds), images, difference, low, high, p_holm and finding (to the plain
+    student, see `compare`), parameters.
     """
     clean = own_scores(ledger[ledger["protocol"] == "clean"])
     split = clean["model"].astype(str).str.partition("+")
@@ -363,11 +365,11 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     distilled = clean[clean["variant"].isin(TAUGHT)]
     if distilled.empty:
         return distilled.assign(val_dice=[], difference=[])
-    clean = clean[clean["seed"].isin(distilled["seed"])]  # others have nothing to be compared with
     wanted = distilled[[*SETTING, "student"]].drop_duplicates()
     teachers = wanted[SETTING].drop_duplicates().assign(student=teacher)
     clean = clean.merge(pd.concat([teachers, wanted]).drop_duplicates())
-    clean = clean[clean["variant"].isin(["", *TAUGHT])]
+    clean = clean[clean["variant"].isin(["", *TAUGHT]) & clean["seed"].isin(distilled["seed"])]
+    clean = same_seeds(clean, [*SETTING, "student"], "model")
     runs = clean[["run_id", *GROUP_KEYS, "student", "variant"]].drop_duplicates()
     runs["val_dice"] = [
         _history(study.parse_run_id(profile, name))["val_dice"].max() for name in runs["run_id"]
@@ -375,9 +377,12 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     keys = [*GROUP_KEYS, "student", "variant"]
     table = runs.groupby(keys, sort=False)["val_dice"].mean().reset_index()
     pairs = [(name, student) for student in set(wanted["student"]) for name in taught(student)]
-    differences = compare(clean, pairs)[[*GROUP_KEYS, "difference", "low", "high", "p_holm"]]
-    table = table.merge(main_table(clean), on=GROUP_KEYS).merge(differences, "left", GROUP_KEYS)
-    return table.merge(sizes(table["model"])[["model", "parameters"]])
+    gains = compare(clean, pairs)[[*GROUP_KEYS, "images", *DIFFERENCE, "p_holm", "finding"]]
+    table = table.merge(main_table(clean), on=GROUP_KEYS).merge(gains, "left", GROUP_KEYS)
+    table = table.merge(sizes(table["model"])[["model", "parameters"]])
+    first = {"student": lambda names: names.mask(names == teacher, "")}
+    return table.sort_values([*SETTING, "student", "variant"], ignore_index=True,
+                             key=lambda column: first.get(column.name, lambda x: x)(column))  # fmt: skip
 
 
 def choice_table(ledger: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -391,26 +396,49 @@ def choice_table(ledger: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     features = table[table["variant"].isin(FEATURES)].dropna(subset="difference")
     for keys, group in features.groupby([*SETTING, "student"], sort=False):
-        same = (ledger[SETTING] == group[SETTING].iloc[0]).all(axis=1)
-        scores = own_scores(ledger[same])
-        plain = _by_seed(scores, keys[-1])
-        values = [(_by_seed(scores, name) - plain).mean().to_numpy() for name in group["model"]]
+        models = [keys[-1], *group["model"]]
+        same = (ledger[SETTING] == group[SETTING].iloc[0]).all(axis=1) & ledger["model"].isin(
+            models
+        )
+        runs = dict(list(same_seeds(own_scores(ledger[same]), SETTING, "model").groupby("model")))
+        plain, *taught = (dice_by_seed(runs[name]).mean() for name in models)
         chosen = group.loc[group["val_dice"].idxmax()]
         best = group.loc[group["difference"].idxmax()]
         worth = best["difference"] - chosen["difference"]
         rows.append((
-            *keys, len(group), plain.to_numpy().mean(), chosen["variant"], chosen["difference"],
-            best["variant"], best["difference"], worth, selection_bonus(np.array(values)),
+            *keys, len(group), plain.mean(), chosen["variant"], chosen["difference"],
+            best["variant"], best["difference"], worth, selection_bonus(np.array(taught) - plain.to_numpy()),
         ))  # fmt: skip
     columns = ["weights", "baseline", "chosen", "chosen_delta", "best", "best_delta", "worth"]
     return pd.DataFrame(rows, columns=[*SETTING, "student", *columns, "bonus"])
 
 
+def format_choice(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of `choice_table` as text for reading."""
+
+    def weight(side: str) -> list[str]:
+        pairs = zip(table[side], table[f"{side}_delta"], strict=True)
+        return [f"{VARIANTS[name].title}: {delta:+.3f}" for name, delta in pairs]
+
+    return pd.DataFrame(
+        {
+            **{key: table[key] for key in SETTING},
+            "student": table["student"].map(model_title),
+            "Dice without a teacher": table["baseline"].map("{:.3f}".format),
+            "chosen on the validation part": weight("chosen"),
+            "chosen on the test part": weight("best"),
+            "worth of that choice": table["worth"].map("{:+.4f}".format),
+            "drop on the other half": table["bonus"].map("{:+.4f}".format),
+        }
+    )
+
+
 def selection_bonus(values: np.ndarray, draws: int = 2000, seed: int = 0) -> float:
-    """Return how much a score gains because it was chosen on the images that it is reported on.
+    """Return how much a score drops on images on which it was not chosen as the best.
 
     ``values`` (weights, images): Dice of each image. The images are halved at random, the best
     weight of one half is taken, and its mean there is compared with its mean on the other half.
+    On all images together a choice gains less, about 1/√2 of this: halves are noisier.
 
     >>> selection_bonus(np.array([[0.5, 0.5, 0.5, 0.5], [0.4, 0.4, 0.4, 0.4]]))
     0.0
@@ -427,7 +455,7 @@ def selection_bonus(values: np.ndarray, draws: int = 2000, seed: int = 0) -> flo
 def plot_choice(table: pd.DataFrame) -> Figure:
     """Show, for one student and setting, Dice against the weight of Eq. 6 on both parts.
 
-    ``table``: the rows of one student in `distillation_table`. Dashed: without a teacher.
+    ``table``: the rows of one student in `distillation_table`.
     """
     figure, axes = plt.subplots(figsize=(11, 6))
     features = table[table["variant"].isin(FEATURES)]
@@ -437,9 +465,10 @@ def plot_choice(table: pd.DataFrame) -> Figure:
     for place, (column, label) in enumerate(parts.items()):
         style = {"color": PALETTE[place], "lw": 3}
         axes.plot(shares, features[column], "os"[place] + "-", ms=13, label=label, **style)
-        axes.axhline(plain[column].iloc[0], ls="--", **style)
+        axes.axhline(plain[column].iloc[0], ls="--", label="the same, without a teacher", **style)
         top = features[column].argmax()
-        axes.plot(shares[top], features[column].iloc[top], "o", ms=26, mfc="none", mec="black")
+        axes.plot(shares[top], features[column].iloc[top], "o", ms=26, mfc="none", mec="black",
+                  label="best on this part" if place else None)  # fmt: skip
     axes.set(xlabel="share of the task loss (%)", ylabel="Dice, mean over images", xticks=shares)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(f"{plain['title'].iloc[0]}, {setting_title(table)}")

@@ -2,23 +2,38 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.paths import PAPER
-from ultraseg_lib.report.figures import GENERATED, PALETTE
-from ultraseg_lib.report.tables import longest_runs
-from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
+from ultraseg_lib.report import figures
+from ultraseg_lib.report.figures import PALETTE
+from ultraseg_lib.report.tables import (
+    compare_pairs,
+    dice_by_seed,
+    error_bars,
+    longest_runs,
+    paired,
+    same_seeds,
+    with_findings,
+)
+from ultraseg_lib.statistics import bootstrap_interval
 from ultraseg_lib.study import WHOLE_TEST_SETS
 from ultraseg_lib.variants import model_title
 
 JOINT = ("mixed", "synthetic")  # what a model is trained on when it is trained on everything
 KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "tested"]
-MARKERS = "osD^vPX"
+STYLES = {  # a model looks alike in every figure: UltraSeg in warm colours
+    "ultraseg_130k": (PALETTE[3], "o"), "ultraseg_108k": (PALETTE[1], "s"),
+    "lbunet": (PALETTE[0], "D"), "egeunet": (PALETTE[9], "^"), "unet_tiny": (PALETTE[2], "v"),
+    "unet_base": ("black", "P"), "ultraseg_500k": (PALETTE[5], "p"),
+}  # fmt: skip
 
 
 def by_tested(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -40,12 +55,6 @@ def training_title(dataset: str) -> str:
     return f"{dataset_title(name)}, {words}" if words else dataset_title(name)
 
 
-def _say_generated(figure: Figure, names: Iterable[str]) -> None:
-    """Write over a figure of generated images that they are."""
-    if any(name.startswith("synthetic") for name in names):
-        figure.suptitle(GENERATED)
-
-
 def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
     """Average every model over the images of every test set; ``extra`` columns divide them further.
 
@@ -55,7 +64,7 @@ def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame
     """
     rows, keys = [], [*KEYS, *extra]
     for values, group in ledger.groupby(keys, sort=False):
-        dice = _seeds_by_images(group)
+        dice = dice_by_seed(group)
         polyps = group[group["area"] > 0]
         missed = 1 - polyps["detected"].astype(float).mean()
         means = group[["batch_pooled_dice", "iou", "hd95"]].mean()
@@ -63,10 +72,6 @@ def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame
     scores = ["dice", "dice_low", "dice_high", "batch_pooled_dice", "iou", "hd95", "miss_rate"]
     table = pd.DataFrame(rows, columns=[*keys, "seeds", "images", *scores])
     return table.assign(title=[model_title(name) for name in table["model"]])
-
-
-def _seeds_by_images(group: pd.DataFrame) -> pd.DataFrame:
-    return group.pivot(index="seed", columns=["test_set", "image_id"], values="dice")
 
 
 def paper_table6() -> pd.DataFrame:
@@ -119,135 +124,177 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(text)
 
 
+def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that show what training on everything is worth (section 4.7).
+
+    ``ledger``: of `by_tested`. Left are the unseen test sets and the models that were trained alike
+    on everything and on one set, on the seeds that all of these have; of several lengths of
+    training the longest counts.
+    """
+    unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
+    alike = ["recipe", "protocol", "model", "tested"]
+    joint = unseen["dataset"].isin(JOINT)
+    kinds = unseen.assign(joint=joint).groupby(alike)["joint"].transform("nunique")
+    return same_seeds(unseen[kinds == 2], alike, "dataset")
+
+
 def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on everything with itself trained on one set, on unseen images.
 
-    ``ledger``: of `by_tested`. Pairs share recipe, protocol, model and seeds; of several lengths of
-    training the longest counts. Columns: recipe, protocol, model, tested, joint, single (the
-    training sets), joint_dice, single_dice, difference (joint - single), low and high (95 %
-    bootstrap over images and seeds), p_holm.
+    ``ledger``: of `by_tested`; see `with_single_sets`. The two differ in images and in steps, so a
+    difference says nothing of either alone. Columns: recipe, protocol, model, tested, joint, single
+    (the training sets), then those of `tables.with_findings`.
     """
-    unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
     rows, keys = [], ["recipe", "protocol", "model", "tested"]
-    for values, group in unseen.groupby(keys, sort=False):
-        sets = {name: _seeds_by_images(part) for name, part in group.groupby("dataset")}
-        for joint in [name for name in sets if name in JOINT]:
-            for single in [name for name in sets if name not in JOINT]:
-                pair = _same_seeds(sets[joint], sets[single])
-                if len(pair[0]):
-                    means = (float(each.mean()) for each in pair)
-                    rows.append((*values, joint, single, *means, *paired_test(*pair)))
-    columns = ["joint", "single", "joint_dice", "single_dice", "difference", "low", "high", "p"]
-    table = pd.DataFrame(rows, columns=[*keys, *columns])
-    return table.assign(p_holm=holm(table.pop("p")) if rows else [])
-
-
-def _same_seeds(one: pd.DataFrame, other: pd.DataFrame) -> tuple:
-    """Return the values (seeds, images) of both where they share seeds, images in one order."""
-    seeds = one.index.intersection(other.index)
-    return one.loc[seeds].to_numpy(), other.loc[seeds, one.columns].to_numpy()
+    for values, group in with_single_sets(ledger).groupby(keys, sort=False):
+        sets = dict(list(group.groupby("dataset")))
+        named = dict(zip(keys, values, strict=True))
+        rows += [
+            named | {"joint": joint, "single": single} | paired(sets[joint], sets[single])
+            for joint in sets if joint in JOINT for single in sets if single not in JOINT
+        ]  # fmt: skip
+    return with_findings(rows, [*keys, "joint", "single"])
 
 
 def compare_models(ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
     """Compare models with others that were trained alike, on every test set.
 
-    ``ledger``: of `by_tested`. A pair without a seed in common is left out. Columns: recipe,
-    protocol, epochs, dataset, tested, model, other, seeds, images, difference (mean Dice,
-    model - other), low and high (95 % bootstrap over images and seeds).
+    ``ledger``: of `by_tested`. Columns: recipe, protocol, epochs, dataset, tested, then those of
+    `tables.compare_pairs`, its baseline named other.
     """
-    rows, pairs = [], list(pairs)
     keys = [key for key in KEYS if key != "model"]
-    for values, group in ledger.groupby(keys, sort=False):
-        dice = {name: _seeds_by_images(part) for name, part in group.groupby("model")}
-        for model, other in pairs:
-            if model in dice and other in dice:
-                pair = _same_seeds(dice[model], dice[other])
-                if len(pair[0]):
-                    test = paired_test(*pair)
-                    rows.append((*values, model, other, *pair[0].shape, *test[:3]))
-    columns = ["model", "other", "seeds", "images", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=[*keys, *columns])
+    return compare_pairs(ledger, pairs, keys).rename(columns={"baseline": "other"})
+
+
+def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of models that were trained on a share and on all, with a column share (%).
+
+    ``ledger``: of `by_tested`. Only seeds that all shares of a model have. A smaller share is
+    trained for more epochs, so that all make as many steps.
+    """
+    joint = longest_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
+    share = joint["dataset"].str.extract(r"@p(\d+)$")[0].astype(float).fillna(100.0)
+    joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
+    alike = ["recipe", "protocol", "model", "tested"]
+    several = joint.groupby(alike)["share"].transform("nunique") > 1
+    return same_seeds(joint[several], alike, "share")
 
 
 def share_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return Dice by the share of the training set that was used, for models that have shares.
+    """Return Dice by the share of the training set that was used: `score_table` of `with_shares`."""
+    table = score_table(with_shares(ledger), ["share"])
+    return table.sort_values(["model", "tested", "share"], ignore_index=True)
 
-    ``ledger``: of `by_tested`. Columns: those of `score_table`, and share (%). A smaller share is
-    trained for more epochs, so that all make as many steps.
+
+def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Compare each model trained on all images with itself trained on the smallest share.
+
+    ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, share (the smallest, %),
+    then those of `tables.with_findings`.
     """
-    joint = ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)]
-    shares = joint[is_share(joint) | joint["dataset"].isin(JOINT)]
-    chosen = shares.loc[is_share(shares), ["recipe", "protocol", "model"]].drop_duplicates()
-    table = score_table(shares.merge(chosen))
-    share = table["dataset"].str.extract(r"@p(\d+)$")[0].astype(float).fillna(100.0)
-    return table.assign(share=share).sort_values(["model", "tested", "share"], ignore_index=True)
+    rows, keys = [], ["recipe", "protocol", "model", "tested"]
+    for values, group in with_shares(ledger).groupby(keys, sort=False):
+        shares = dict(list(group.groupby("share")))
+        named = dict(zip(keys, values, strict=True), share=min(shares))
+        rows.append(named | paired(shares[max(shares)], shares[min(shares)]))
+    return with_findings(rows, [*keys, "share"])
 
 
 # --- figures --------------------------------------------------------------------------------------
 
 
-def _bars(table: pd.DataFrame) -> list[pd.Series]:
-    return [table["dice"] - table["dice_low"], table["dice_high"] - table["dice"]]
+def _training_words(row: pd.Series) -> str:
+    return f"recipe {row['recipe']}, {row['protocol']} protocol, {row['epochs']} epochs"
+
+
+def _style(model: str) -> dict[str, Any]:
+    colour, marker = STYLES.get(model, ("0.45", "X"))
+    return {"color": colour, "marker": marker, "ms": 12, "lw": 3, "capsize": 6}
+
+
+def _lines(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the lines of a figure from the top down: each setting, then its labels, best first."""
+    lines = []
+    for setting, part in table.groupby("setting", sort=False):
+        ranked = part.groupby("label")["dice"].mean().sort_values(ascending=False).index
+        lines += [(setting, ""), *((setting, label) for label in ranked)]
+    return lines
+
+
+def _plot_panel(axes: Axes, table: pd.DataFrame, lines: list[tuple[str, str]]) -> None:
+    for model, part in table.groupby("model"):
+        places = [lines.index(line) for line in zip(part["setting"], part["label"], strict=True)]
+        axes.errorbar(part["dice"], places, xerr=error_bars(part), ls="", **_style(model))
+        if "paper_dice" in part:
+            axes.plot(part["paper_dice"], places, "D", ms=14, mfc="none", mec="black", mew=2.5)
+    name = table["tested"].iloc[0]
+    kind = "unseen" if name in WHOLE_TEST_SETS else "test part"
+    axes.set(title=f"{training_title(name)}\n{kind}", xlim=(0, 1), xlabel="Dice, mean over images")
+    axes.grid(axis="x", color="0.9")
+
+
+def _plot_scores(table: pd.DataFrame, title: str) -> Figure:
+    """Show Dice with 95 % intervals: a panel a test set, a line a label, below its setting.
+
+    ``table``: of `score_table` with columns setting and label. A column paper_dice gives hollow
+    diamonds.
+    """
+    lines = _lines(table)
+    panels = list(table.groupby("tested", sort=False))
+    size = (6.5 + 4.5 * len(panels), 2.6 + 0.5 * len(lines))
+    figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
+    for axes, (_, part) in zip(grid[0], panels, strict=True):
+        _plot_panel(axes, part, lines)
+    first = grid[0, 0]
+    first.set_yticks(range(len(lines)), [label or setting for setting, label in lines])
+    first.set_ylim(len(lines) - 0.5, -0.5)
+    for tick, (_, label) in zip(first.get_yticklabels(), lines, strict=True):
+        tick.set(weight="normal" if label else "bold", size="medium" if label else "small")
+    figure.suptitle(title)
+    return figure
 
 
 def plot_joint(table: pd.DataFrame) -> Figure:
-    """Show `joint_table` of one setting: a panel a test set, the paper's Dice as hollow diamonds."""
-    tested = list(dict.fromkeys(table["tested"]))
-    order = list(table.groupby("title")["dice"].mean().sort_values().index)
-    height = 2.2 + 0.7 * len(order)
-    figure, panels = plt.subplots(
-        1, len(tested), figsize=(6.4 * len(tested), height), squeeze=False, sharey=True
+    """Show `joint_table`: a panel a test set, the paper's Dice as hollow diamonds."""
+    trained = ", ".join(figures.dataset_title(name) for name in dict.fromkeys(table["dataset"]))
+    lines = table.assign(setting=table.apply(_training_words, axis=1), label=table["title"])
+    return _plot_scores(lines, f"trained on {trained}")
+
+
+def plot_training_sets(table: pd.DataFrame) -> Figure:
+    """Show Dice of each model by what it was trained on: `score_table` of `with_single_sets`."""
+    labels = table["dataset"].map(training_title) + ", " + table["epochs"].astype(str) + " epochs"
+    setting = (
+        table["title"] + ", recipe " + table["recipe"] + ", " + table["protocol"] + " protocol"
     )
-    for axes, name in zip(panels[0], tested, strict=True):
-        part = table[table["tested"] == name].set_index("title").loc[order]
-        colours = [PALETTE[3] if m.startswith("ultraseg") else PALETTE[0] for m in part["model"]]
-        axes.barh(order, part["dice"], xerr=_bars(part), color=colours, capsize=5)
-        axes.plot(part["paper_dice"], order, "D", ms=12, mfc="none", mec="black", mew=2.5)
-        unseen = "unseen" if name in WHOLE_TEST_SETS else "test part"
-        axes.set(title=f"{training_title(name)}\n{unseen}", xlim=(0, 1), xlabel="Dice")
-    _say_generated(figure, tested)
-    return figure
-
-
-def plot_training_sets(scores: pd.DataFrame, tested: str) -> Figure:
-    """Show, for one test set, the Dice of each model by what it was trained on (section 4.7).
-
-    ``scores``: of `score_table`, one recipe and protocol. Orange: everything; blue: one set.
-    """
-    table = scores[(scores["tested"] == tested) & ~is_share(scores)].sort_values("dice")
-    names = [
-        f"{training_title(d)}: {t}" for d, t in zip(table["dataset"], table["title"], strict=True)
-    ]
-    figure, axes = plt.subplots(figsize=(13, 1.9 + 0.65 * len(table)))
-    for place, (row, bar) in enumerate(
-        zip(table.itertuples(), pd.concat(_bars(table), axis=1).to_numpy(), strict=True)
-    ):
-        joint = row.dataset in JOINT
-        axes.errorbar(row.dice, place, xerr=bar[:, None], fmt="s" if joint else "o", ms=13, lw=3,
-                      capsize=6, color=PALETTE[3] if joint else PALETTE[0])  # fmt: skip
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="Dice, mean over unseen images")
-    axes.set(ylim=(-0.5, len(names) - 0.5))
-    axes.set_title(f"tested on {training_title(tested)}")
-    _say_generated(figure, [tested])
-    return figure
+    generated = table["dataset"].str.startswith("synthetic").any()
+    title = f"trained on everything or on one set{f' ({figures.GENERATED})' if generated else ''}"
+    return _plot_scores(table.assign(setting=setting, label=labels), title)
 
 
 def plot_centers(table: pd.DataFrame) -> Figure:
-    """Show Dice by center: ``table`` is of `score_table` with extra column center, one setting."""
+    """Show Dice by center of one test set: ``table`` is of `score_table` with extra column center."""
     centers = sorted(set(table["center"]))
-    figure, axes = plt.subplots(figsize=(12, 2 + 0.8 * len(centers)))
-    for place, (title, part) in enumerate(table.groupby("title", sort=False)):
-        shift = 0.14 * (place - (table["title"].nunique() - 1) / 2)
-        at = [centers.index(center) + shift for center in part["center"]]
-        axes.errorbar(part["dice"], at, xerr=_bars(part), fmt=MARKERS[place % len(MARKERS)], ms=11,
-                      lw=2.5, capsize=4, color=PALETTE[place], label=title)  # fmt: skip
+    settings = [part for _, part in table.groupby(KEYS[:3], sort=False)]
+    heights = [0.6 + len(centers) * (0.2 + 0.25 * part["model"].nunique()) for part in settings]
+    figure, panels = plt.subplots(len(settings), 1, figsize=(12, 1.8 + sum(heights)), squeeze=False,
+                                  sharex=True, sharey=True, height_ratios=heights)  # fmt: skip
+    named = {}
+    for axes, part in zip(panels[:, 0], settings, strict=True):
+        models = list(part.groupby("model", sort=False))
+        for place, (model, line) in enumerate(models):
+            shift = 0.8 * ((place + 0.5) / len(models) - 0.5)
+            at = [centers.index(center) + shift for center in line["center"]]
+            bars = axes.errorbar(line["dice"], at, xerr=error_bars(line), ls="", **_style(model))
+            named[line["title"].iloc[0]] = bars
+        axes.set_title(_training_words(part.iloc[0]), loc="left", fontsize="small")
+        axes.grid(axis="x", color="0.9")
     images = table.groupby("center")["images"].max()
     labels = [f"{center.replace('_', ' ')} ({images[center]} images)" for center in centers]
     axes.set(yticks=range(len(centers)), yticklabels=labels, ylim=(len(centers) - 0.5, -0.5))
     axes.set(xlabel="Dice, mean over images", xlim=(0, 1))
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title(f"tested on {training_title(table['tested'].iloc[0])}")
-    _say_generated(figure, table["tested"])
+    panels[0, 0].legend(named.values(), named, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(f"tested on {figures.dataset_title(table['tested'].iloc[0])}")
     return figure
 
 
@@ -255,20 +302,21 @@ def plot_shares(table: pd.DataFrame) -> Figure:
     """Show `share_table`: Dice against the share of the training images, a panel a test set."""
     tested = list(dict.fromkeys(table["tested"]))
     figure, panels = plt.subplots(
-        1, len(tested), figsize=(6.4 * len(tested), 5.6), squeeze=False, sharey=True
+        1, len(tested), figsize=(6.4 * len(tested), 5.8), squeeze=False, sharey=True
     )
     for axes, name in zip(panels[0], tested, strict=True):
         part = table[table["tested"] == name]
-        for place, (title, line) in enumerate(part.groupby("title", sort=False)):
+        for place, (model, line) in enumerate(part.groupby("model", sort=False)):
             shift = 1.06**place  # so that error bars do not hide each other
-            axes.errorbar(line["share"] * shift, line["dice"], yerr=_bars(line), fmt=f"{MARKERS[place]}-",
-                          ms=12, lw=3, capsize=6, color=PALETTE[place], label=title)  # fmt: skip
+            axes.errorbar(line["share"] * shift, line["dice"], yerr=error_bars(line), ls="-",
+                          label=line["title"].iloc[0], **_style(model))  # fmt: skip
         ticks = sorted(set(table["share"]))
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set(xlabel="share of the training images (%)", title=training_title(name))
+        axes.set(xlabel="share of the training images (%)", title=training_title(name), ylim=(0, 1))
     panels[0, 0].set_ylabel("Dice, mean over images")
     panels[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    _say_generated(figure, tested)
+    trained = figures.dataset_title(table["dataset"].iloc[0].partition("@")[0])
+    figure.suptitle(f"trained on {trained}, {_training_words(table.iloc[0]).rpartition(',')[0]}")
     return figure

@@ -18,6 +18,7 @@ from ultraseg_lib.data import Frames
 from ultraseg_lib.data.synthetic import SyntheticFrame
 from ultraseg_lib.paths import outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
+from ultraseg_lib.report.tables import error_bars
 from ultraseg_lib.variants import model_title as model_title  # figures.model_title
 
 PALETTE = sns.color_palette("colorblind")
@@ -58,6 +59,15 @@ def dataset_title(name: str) -> str:
     """Return the dataset's title; generated images are named as such in every figure."""
     title = data.dataset_title(name)
     return f"{title} ({GENERATED})" if name.startswith("synthetic") else title
+
+
+def setting_title(table: pd.DataFrame) -> str:
+    """Return the setting of a table's first row: dataset, recipe, protocol and epochs."""
+    row = table.iloc[0]
+    return (
+        f"{dataset_title(row['dataset'])}\nrecipe {row['recipe']}, {row['protocol']} protocol,"
+        f" {row['epochs']} epochs"
+    )
 
 
 def _show(axes: Axes, image: np.ndarray, title: str = "", size: str = "medium") -> None:
@@ -151,21 +161,23 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     """
     figure, axes = plt.subplots(figsize=(10.5, 6))
     ordered = sorted(table.itertuples(), key=lambda row: parameters[row.model])
-    sizes = [parameters[row.model] for row in ordered]
+    x = [parameters[row.model] / 1e6 for row in ordered]
     for place, row in enumerate(ordered):
         ours = row.model.startswith("ultraseg")
-        x, colour = parameters[row.model] / 1e6, PALETTE[3] if ours else PALETTE[0]
+        colour = PALETTE[3] if ours else PALETTE[0]
         bar = [[row.dice - row.dice_low], [row.dice_high - row.dice]]
-        axes.errorbar(x, row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
+        axes.errorbar(x[place], row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
                       color=colour, capsize=5)  # fmt: skip
-        crowded = place + 1 < len(sizes) and sizes[place + 1] < 1.35 * sizes[place]
-        offset, side = (
-            ((-14, 0), "right") if crowded else ((14, 0), "left")
-        )  # of the next one's bar
-        axes.annotate(row.title, (x, row.dice), offset, textcoords="offset points", ha=side,
-                      va="center", size="small")  # fmt: skip
+        above = (
+            place % 2 == 1
+        )  # names alternate, the lower lean away from neighbours: they do not meet
+        close = [side for side, other in (("right", place + 1), ("left", place - 1))
+                 if 0 <= other < len(x) and 1 / 1.35 < x[other] / x[place] < 1.35]  # fmt: skip
+        end, offset, side = (row.dice_high, 8, "bottom") if above else (row.dice_low, -8, "top")
+        axes.annotate(row.title, (x[place], end), (0, offset), textcoords="offset points",
+                      ha=close[0] if close and not above else "center", va=side, size="small")  # fmt: skip
         if not np.isnan(row.paper_dice):
-            axes.plot(x, row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
+            axes.plot(x[place], row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
     axes.set(
         xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice, mean over images"
     )
@@ -176,7 +188,7 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(dataset_title(table["dataset"].iloc[0]))
+    axes.set_title(setting_title(table))
     return figure
 
 
@@ -184,34 +196,36 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
     """Show Dice of every model with its 95 % interval, best at the top."""
     ordered = table.sort_values("dice")
     figure, axes = plt.subplots(figsize=(10, 1.2 + 0.75 * len(ordered)))
-    bars = [ordered["dice"] - ordered["dice_low"], ordered["dice_high"] - ordered["dice"]]
     colours = [PALETTE[3] if n.startswith("ultraseg") else PALETTE[0] for n in ordered["model"]]
-    axes.barh(ordered["title"], ordered["dice"], xerr=bars, color=colours, capsize=5)
+    axes.barh(ordered["title"], ordered["dice"], xerr=error_bars(ordered), color=colours, capsize=5)
     axes.set(xlabel="Dice, mean over images and seeds, 95 % interval", xlim=(0, 1))
-    axes.set_title(dataset_title(ordered["dataset"].iloc[0]))
+    axes.set_title(setting_title(ordered))
     return figure
 
 
 def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figure:
-    """Show differences in Dice with 95 % intervals: columns label, difference, low, high.
+    """Show differences in Dice with 95 % intervals, from the table's first row down.
 
-    Blue: zero is inside the interval, no finding; orange: outside; grey, where a column ``chance``
-    is true: another seed and nothing else. ``against``: what was subtracted.
+    ``table``: of `tables.with_findings`, with a column label; where a column ``chance`` is true
+    nothing but the seed differs. ``against``: what was subtracted.
     """
-    ordered = table.sort_values("difference", ascending=False)
-    lines = sum(label.count("\n") + 1 for label in ordered["label"])
-    figure, axes = plt.subplots(figsize=(12, 2.2 + 0.6 * lines))
-    for place, row in enumerate(ordered.itertuples()):
-        outside = row.low > 0 or row.high < 0
-        colour = "0.5" if getattr(row, "chance", False) else PALETTE[3 if outside else 0]
-        bar = [[row.difference - row.low], [row.high - row.difference]]
-        axes.errorbar(
-            row.difference, place, xerr=bar, fmt="o", ms=12, lw=3, capsize=6, color=colour
-        )
+    chance = table.get("chance", pd.Series(False, table.index)).astype(bool)
+    kinds = {
+        "differs": (table["finding"] & ~chance, PALETTE[3], "s"),
+        "no finding": (~table["finding"] & ~chance, PALETTE[0], "o"),
+        "another seed": (chance, "0.5", "D"),
+    }
+    figure, axes = plt.subplots(figsize=(12, 2.4 + 0.6 * len(table)))
+    for label, (shown, colour, marker) in kinds.items():
+        part = table[shown]
+        if len(part):
+            bars = [part["difference"] - part["low"], part["high"] - part["difference"]]
+            axes.errorbar(part["difference"], np.flatnonzero(shown), xerr=bars, fmt=marker, ms=12,
+                          lw=3, capsize=6, color=colour, label=label)  # fmt: skip
     axes.axvline(0, color="black", lw=1.5)
-    axes.set(yticks=range(len(ordered)), yticklabels=ordered["label"])
-    axes.set(ylim=(len(ordered) - 0.5, -0.5))
+    axes.set(yticks=range(len(table)), yticklabels=table["label"], ylim=(len(table) - 0.5, -0.5))
     axes.set_xlabel(f"difference in Dice to {against}, image by image")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     figure.suptitle(title)
     return figure
 

@@ -1,6 +1,8 @@
 """Tables from the ledger, ours beside the paper's. Nothing here is typed by hand."""
 
+from collections.abc import Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,9 @@ from ultraseg_lib.variants import model_title
 
 RUN_KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "seed"]
 GROUP_KEYS = RUN_KEYS[:-1]
+SETTING = GROUP_KEYS[:-1]  # only runs of one setting are compared
+DIFFERENCE = ("difference", "low", "high")
+PAIRED = ("seeds", "images", "dice_a", "dice_b", *DIFFERENCE, "p")
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
@@ -38,6 +43,21 @@ def longest_runs(ledger: pd.DataFrame) -> pd.DataFrame:
     return ledger[ledger["epochs"] == alike["epochs"].transform("max")]
 
 
+def setting_name(table: pd.DataFrame) -> str:
+    """Return the setting of a table's first row as part of a file name."""
+    return "-".join(str(table[key].iloc[0]) for key in SETTING)
+
+
+def same_seeds(ledger: pd.DataFrame, alike: Sequence[str], compared: str) -> pd.DataFrame:
+    """Return the rows of the seeds that every value of a column has, among the rows that are alike.
+
+    A mean over two seeds is not compared with a mean over one: the seed would be part of the
+    difference.
+    """
+    every = ledger.groupby([*alike])[compared].transform("nunique")
+    return ledger[ledger.groupby([*alike, "seed"])[compared].transform("nunique") == every]
+
+
 def summarize_runs(ledger: pd.DataFrame) -> pd.DataFrame:
     """Average each run over the images of its own test set: a row a run.
 
@@ -61,9 +81,14 @@ def summarize_runs(ledger: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def _seeds_by_images(own: pd.DataFrame) -> np.ndarray:
-    """Return the Dice of one model as an array (seeds, images)."""
-    return own.pivot(index="seed", columns="image_id", values="dice").to_numpy()
+def dice_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the Dice of one model in one setting as a table (seeds, images)."""
+    return scores.pivot(index="seed", columns=["test_set", "image_id"], values="dice")
+
+
+def error_bars(table: pd.DataFrame) -> np.ndarray:
+    """Return how far the interval's ends are from the Dice, (2, rows), as matplotlib wants it."""
+    return np.array([table["dice"] - table["dice_low"], table["dice_high"] - table["dice"]])
 
 
 def paper_table3() -> pd.DataFrame:
@@ -84,7 +109,7 @@ def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
     runs = summarize_runs(ledger)
     own = own_scores(ledger)
     intervals = [
-        (*keys, *bootstrap_interval(_seeds_by_images(group))[1:])
+        (*keys, *bootstrap_interval(dice_by_seed(group))[1:])
         for keys, group in own.groupby(GROUP_KEYS, sort=False)
     ]
     bounds = pd.DataFrame(intervals, columns=[*GROUP_KEYS, "dice_low", "dice_high"])
@@ -110,55 +135,114 @@ def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def groups(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Return the rows that may be compared: one recipe, protocol, epochs and dataset; largest first."""
-    found = [group for _, group in table.groupby(GROUP_KEYS[:-1], sort=False)]
+    found = [group for _, group in table.groupby(SETTING, sort=False)]
     return sorted(found, key=len, reverse=True)
 
 
-def paired_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Compare every two models of one group (see `groups`) image by image.
+def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
+    """Compare two trainings image by image on the seeds that both have; empty where they share none.
 
-    Scores of several seeds are averaged per image first, so the result speaks of these trained
-    models on new images. Columns: model_a, model_b, difference (mean Dice a - b), low and high (95 %
-    bootstrap over images), p_holm (sign-flip test, corrected by Holm for all pairs).
+    ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
+    Keys: PAIRED, where difference is the mean Dice one - other, low and high its 95 % bootstrap
+    interval over images and seeds, p that of the sign-flip test (see `statistics.paired_test`).
     """
-    per_image = own_scores(ledger).pivot_table(index="image_id", columns="model", values="dice")
-    rows = []
-    for a, b in combinations(per_image.mean().sort_values(ascending=False).index, 2):
-        test = paired_test(per_image[a].to_numpy(), per_image[b].to_numpy())
-        rows.append((model_title(a), model_title(b), *test))
-    table = pd.DataFrame(rows, columns=["model_a", "model_b", "difference", "low", "high", "p"])
-    return table.assign(p_holm=holm(table.pop("p")))
+    a, b = dice_by_seed(one), dice_by_seed(other)
+    seeds = a.index.intersection(b.index)
+    if seeds.empty:
+        return {}
+    a, b = a.loc[seeds].to_numpy(), b.loc[seeds, a.columns].to_numpy()
+    values = (*a.shape, a.mean(), b.mean(), *paired_test(a, b))
+    return dict(zip(PAIRED, values, strict=True))
 
 
-def _settings_of(own: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
-    """Return, by recipe, protocol and epochs, the Dice (seeds, images) of one model on one dataset."""
-    return {
-        keys: group.pivot(index="seed", columns="image_id", values="dice")
-        for keys, group in own.groupby(["recipe", "protocol", "epochs"], sort=True)
-    }
+def with_findings(
+    rows: list[dict[str, Any]], keys: Sequence[str], within: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return rows of `paired` as a table: ``keys``, PAIRED, p_holm and finding.
+
+    p_holm is corrected for the comparisons of a group of ``within`` (default: all). A finding has
+    p_holm < 0.05 (these trained models differ on such images) and an interval without zero (drawn
+    seeds, where there are several, do not turn it).
+    """
+    table = pd.DataFrame(rows, columns=[*keys, *PAIRED])
+    if within and rows:
+        table["p_holm"] = table.groupby([*within])["p"].transform(holm)
+    else:
+        table["p_holm"] = holm(table["p"])
+    outside = (table["low"] > 0) | (table["high"] < 0)
+    return table.drop(columns="p").assign(finding=outside & (table["p_holm"] < 0.05))
+
+
+def compare_pairs(
+    ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]], within: Sequence[str]
+) -> pd.DataFrame:
+    """Compare models with baselines that are alike in the columns ``within``; see `with_findings`.
+
+    A pair without a seed in common is left out. Columns: ``within``, model, baseline, then those of
+    `with_findings`, corrected for the pairs of each group.
+    """
+    rows, pairs = [], list(pairs)
+    for alike, group in ledger.groupby([*within], sort=False):
+        models = dict(list(group.groupby("model")))
+        for model, baseline in pairs:
+            if model in models and baseline in models:
+                test = paired(models[model], models[baseline])
+                keys = dict(zip(within, alike, strict=True), model=model, baseline=baseline)
+                rows += [keys | test] if test else []
+    return with_findings(rows, [*within, "model", "baseline"], within)
+
+
+def paired_table(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Compare every two models of one group (see `groups`) image by image, the better one first.
+
+    Columns: those of `compare_pairs`, model_a and model_b (titles).
+    """
+    own = own_scores(ledger)
+    ranked = own.groupby("model")["dice"].mean().sort_values(ascending=False).index
+    table = compare_pairs(own, combinations(ranked, 2), SETTING)
+    titles = {"model_a": table["model"].map(model_title), "model_b": table["baseline"].map(model_title)}  # fmt: skip
+    return table.assign(**titles)
+
+
+def _change(a: Sequence[Any], b: Sequence[Any]) -> dict[str, str]:
+    """Say what differs between two settings (recipe, protocol, epochs), and what does not."""
+    sides = list(zip(("recipe", "protocol", "epochs"), a, b, strict=True))
+    changed = {name: f"{name}: {x} − {y}" for name, x, y in sides if x != y}
+    alike = [f"{x} epochs" if name == "epochs" else x for name, x, y in sides if x == y]
+    label = "; ".join(changed.values()) + (f" ({', '.join(alike)})" if alike else "")
+    names = ("{}, {}, {} epochs".format(*each) for each in (a, b))
+    return dict(zip("ab", names, strict=True), changed=", ".join(changed), label=label)
 
 
 def choices_table(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare the same model on the same test images under two ways of training or picking the epoch.
 
     Columns: dataset, model, title, changed ("recipe", "protocol", "epochs" or several), a and b (the
-    two settings), dice_a, dice_b, seeds, difference (a - b), low and high (95 % bootstrap), p_holm.
+    two settings), label (of the change), then those of `with_findings`.
     """
     rows = []
     for (dataset, model), group in own_scores(ledger).groupby(["dataset", "model"], sort=False):
-        for (a, dice_a), (b, dice_b) in combinations(reversed(_settings_of(group).items()), 2):
-            seeds = dice_a.index.intersection(dice_b.index)
-            if len(seeds):
-                pair = dice_a.loc[seeds].to_numpy(), dice_b.loc[seeds, dice_a.columns].to_numpy()
-                names = ("recipe", "protocol", "epochs")
-                changed = ", ".join(n for n, x, y in zip(names, a, b, strict=True) if x != y)
-                said = (f"{x[0]}, {x[1]}, {x[2]} epochs" for x in (a, b))
-                means = (each.mean() for each in pair)
-                keys = (dataset, model, model_title(model), changed)
-                rows.append((*keys, *said, *means, len(seeds), *paired_test(*pair)))
-    columns = ["dataset", "model", "title", "changed", "a", "b", "dice_a", "dice_b", "seeds"]
-    table = pd.DataFrame(rows, columns=[*columns, "difference", "low", "high", "p"])
-    return table.assign(p_holm=holm(table.pop("p")) if rows else [])
+        settings = list(group.groupby(["recipe", "protocol", "epochs"]))
+        for (a, one), (b, other) in combinations(reversed(settings), 2):
+            keys = {"dataset": dataset, "model": model, "title": model_title(model)}
+            test = paired(one, other)
+            rows += [keys | _change(a, b) | test] if test else []
+    return with_findings(rows, ["dataset", "model", "title", "changed", "a", "b", "label"])
+
+
+def format_findings(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of `with_findings` as text for reading, with a verdict."""
+    bounds = zip(table["low"], table["high"], strict=True)
+    return pd.DataFrame(
+        {
+            "seeds": table["seeds"],
+            "images": table["images"].map("{:.0f}".format),
+            "difference in Dice": table["difference"].map("{:+.3f}".format),
+            "95 % interval": [f"{low:+.3f} to {high:+.3f}" for low, high in bounds],
+            "p (Holm)": table["p_holm"].map("{:.3f}".format),
+            "verdict": table["finding"].map({True: "differs", False: "no finding"}),
+        }
+    )
 
 
 def format_main_table(table: pd.DataFrame) -> pd.DataFrame:
