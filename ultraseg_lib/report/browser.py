@@ -290,18 +290,25 @@ def _review_key(state: State, cases: Cases) -> list[str]:
     return [cases.test_set, image_id, cases.runs[state.model].run_id]
 
 
-def save_review(path: Path, state: State, cases: Cases, rating: int, note: str) -> pd.DataFrame:
-    """Write the rating (1 to 5) and note of the shown case in place of an earlier one; return all.
+def save_review(
+    path: Path, state: State, cases: Cases, rating: int, note: str, saw_truth: bool
+) -> pd.DataFrame:
+    """Write the rating (1 to 5; 0 takes it back) and note of the shown case; return all ratings.
 
-    Raises ValueError for another rating.
+    ``saw_truth``: whether the reviewer has seen the true mask; a note that is added to a rating
+    later does not change what was known when it was given. Raises ValueError for another rating.
     """
-    if rating not in range(1, 6):
-        raise ValueError(f"rating: found {rating!r}; it is 1, 2, 3, 4 or 5")
+    if rating not in range(6):
+        raise ValueError(f"rating: found {rating!r}; it is 1 to 5, or 0 for none")
     reviews, key = read_reviews(path), _review_key(state, cases)
-    others = reviews[~(reviews[REVIEW_KEYS] == key).all(axis=1)]
-    row = [*key, state.threshold, state.truth, rating, note, now()]
-    added = pd.DataFrame([row], columns=REVIEW_COLUMNS)
-    table = pd.concat([others, added], ignore_index=True) if len(others) else added
+    earlier = find_review(reviews, state, cases)
+    if earlier and earlier["rating"] == rating:
+        saw_truth = earlier["saw_truth"]
+    table = reviews[~(reviews[REVIEW_KEYS] == key).all(axis=1)]
+    if rating:
+        row = [*key, state.threshold, saw_truth, rating, note, now()]
+        added = pd.DataFrame([row], columns=REVIEW_COLUMNS)
+        table = pd.concat([table, added], ignore_index=True) if len(table) else added
     with whole_file(path) as temporary:
         table.to_csv(temporary, index=False)
     return table
