@@ -252,7 +252,7 @@ def test_a_person_picks_moves_sorts_and_rates(page, where, request, outputs_fold
     look_over(page, tmp_path / where)
     saved = pd.read_csv(outputs_folder / "demo" / "reviews" / f"{where}.csv")
     assert saved[["rating", "note", "saw_truth"]].to_numpy().tolist() == [
-        [4, "as seen by a test", False]
+        [4, "as seen by a test", True]  # the case was shown with its truth before
     ]
 
 

@@ -301,7 +301,9 @@ class PredictionBrowser(w.VBox):
         self._draw()
 
     def _rate(self) -> None:
-        if self._row is None:
+        earlier = browser.find_review(self._reviews(), self.state, self.cases)
+        if self._row is None or not (earlier or self.rating.value):
+            self.progress.value = "choose a rating: the note is saved with it"
             return
         saved = browser.save_review(
             self._review_path(), self.state, self.cases, self.rating.value, self.note.value,
