@@ -125,6 +125,11 @@ def test_sequence_split_tests_as_few_videos_as_the_record_says():
     assert said in (ROOT / "outputs/reference/README.md").read_text()
 
 
+def test_caption_of_the_front_picture_is_true_of_the_demo():
+    demo, readme = study.load_profile("demo"), (ROOT / "README.md").read_text()
+    assert f"after {demo.epochs} epochs at {demo.image_size} px" in readme
+
+
 def test_readme_says_how_far_the_backends_agree():
     bench = json.loads((ROOT / "outputs/reference/bench/bench.json").read_text())
     moved = {"float32": [], "bfloat16": []}

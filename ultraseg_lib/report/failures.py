@@ -3,6 +3,7 @@
 Every function returns a matplotlib Figure, or the table behind one, and shows nothing by itself.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -319,21 +320,24 @@ def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _stack(scores: pd.DataFrame, height: float, width: float) -> tuple[Figure, dict[str, Axes]]:
-    """Make a panel for each test set, one below the other, titled by it."""
-    names = list(scores["test_set"].unique())
-    figure, grid = plt.subplots(len(names), 1, figsize=(width, height * len(names)), squeeze=False)
-    panels = dict(zip(names, grid[:, 0], strict=True))
-    for name, axes in panels.items():
-        axes.set(title=dataset_title(name), ylim=(-0.03, 1.03))
-    return figure, panels
+def _lines_of_panels(groups: dict[str, int], width: int) -> list[list[str]]:
+    """Lay panels out for `plt.subplot_mosaic`: each as wide as its groups, ``width`` groups a line."""
+    lines: list[list[str]] = [[]]
+    for name, count in groups.items():
+        if len(lines[-1]) + count > width:
+            lines.append([])
+        lines[-1] += [name] * count
+    return [line + ["."] * (width - len(line)) for line in lines]
 
 
 def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
     """Show Fig. 4: the Dice of every image as boxes by group and model, a panel a test set."""
     models = list(grouped["model"].unique())
-    most = grouped.groupby("test_set")["group"].nunique().max()
-    figure, panels = _stack(grouped, 4.2, max(11, 0.55 * most * len(models) + 5))
+    groups = grouped.groupby("test_set", sort=False)["group"].nunique().to_dict()
+    lines = _lines_of_panels(groups, max(groups.values()))
+    inches = max(2.4, 0.55 * len(models))  # of a group
+    size = (inches * len(lines[0]) + 4.5, 4.4 * len(lines))
+    figure, panels = plt.subplot_mosaic(lines, figsize=size, sharey=True)
     for name, axes in panels.items():
         part = grouped[grouped["test_set"] == name]
         sns.boxplot(
@@ -341,10 +345,10 @@ def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
             fliersize=3, palette=PALETTE[: len(models)], showmeans=True, legend="full",
             meanprops={"marker": "D", "mfc": "white", "mec": "black", "ms": 8},
         )  # fmt: skip
-        axes.set(xlabel="", ylabel="Dice of an image", xlim=(-0.5, most - 0.5))
+        axes.set(xlabel=key, ylabel="Dice of an image", ylim=(-0.03, 1.03))
+        axes.set_title(textwrap.fill(dataset_title(name), 18 * groups[name]))
         handles, labels = axes.get_legend_handles_labels()
         axes.get_legend().remove()
-    axes.set_xlabel(key)
     figure.legend(handles, labels, loc="outside right center", title="white diamond: mean",
                   fontsize="small", title_fontsize="small")  # fmt: skip
     return figure
@@ -369,7 +373,8 @@ def dice_by_size(scores: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
 
 def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str) -> Figure:
     """Show Dice against polyp size: means of size classes for every model, and each image of one."""
-    figure, panels = _stack(scores, 4.6, 12)
+    names = list(scores["test_set"].unique())
+    figure, panels = plt.subplot_mosaic([[n] for n in names], figsize=(12, 4.6 * len(names)))
     low, high = scores.loc[scores["area"] > 0, "size"].agg(["min", "max"])
     ticks = [t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if low <= t <= high]
     for test_set, axes in panels.items():
@@ -384,7 +389,8 @@ def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str) ->
                           lw=3, capsize=4, color=PALETTE[place], label=name)  # fmt: skip
         axes.axvline(SMALL, color="black", lw=1, ls=":")
         axes.text(SMALL, 1.03, "small  ", ha="right", va="top", fontsize="small")
-        axes.set(xscale="log", ylabel="Dice", xlim=(low / 1.2, high * 1.2))
+        axes.set(xscale="log", ylabel="Dice", xlim=(low / 1.2, high * 1.2), ylim=(-0.03, 1.03))
+        axes.set_title(dataset_title(test_set))
         axes.set_xticks(ticks, [f"{100 * t:g} %" for t in ticks])
         axes.minorticks_off()
     axes.set_xlabel("polyp area (share of the image, log scale)")
