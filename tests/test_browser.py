@@ -207,10 +207,10 @@ def test_a_thousand_images_are_answered_at_once():
 
 
 def test_a_review_replaces_the_earlier_one_and_is_found_again(cases, outputs):
-    path, state = browser.review_path("demo", "ada"), State(A, position=3, truth=False)
-    browser.save_review(path, state, cases, 2, "blurred, “odd”")
-    browser.save_review(path, State(A, position=4), cases, 5, "")
-    browser.save_review(path, state, cases, 4, "better")
+    path, state = browser.review_path("demo", "ada"), State(A, position=3)
+    browser.save_review(path, state, cases, 2, "blurred, “odd”", False)
+    browser.save_review(path, State(A, position=4), cases, 5, "", True)
+    browser.save_review(path, state, cases, 4, "better", False)
     found = browser.find_review(browser.read_reviews(path), state, cases)
     assert (found["rating"], found["note"], bool(found["saw_truth"])) == (4, "better", False)
     assert len(browser.read_reviews(path)) == 2
@@ -218,15 +218,26 @@ def test_a_review_replaces_the_earlier_one_and_is_found_again(cases, outputs):
     assert path.parent == outputs / "demo" / "reviews"
 
 
+def test_a_note_added_later_keeps_what_was_known_and_no_rating_takes_it_back(cases, outputs):
+    path, state = browser.review_path("demo", "ada"), State(A)
+    browser.save_review(path, state, cases, 3, "", False)
+    noted = browser.save_review(path, state, cases, 3, "missed", True)
+    assert noted[["saw_truth", "note"]].to_numpy().tolist() == [[False, "missed"]]
+    changed = browser.save_review(path, state, cases, 1, "missed", True)
+    assert changed["saw_truth"].tolist() == [True]
+    assert browser.save_review(path, state, cases, 0, "missed", True).empty
+    assert browser.find_review(browser.read_reviews(path), state, cases) is None
+
+
 def test_next_unrated_goes_around_once(cases, outputs):
     path = browser.review_path("demo", "ada")
     state = State(A, keep="no polyp")
     count = len(browser.select(state, cases))
     for position in range(1, count):
-        browser.save_review(path, State(A, keep="no polyp", position=position), cases, 3, "")
+        browser.save_review(path, State(A, keep="no polyp", position=position), cases, 3, "", True)
     reviews = browser.read_reviews(path)
     assert browser.next_unrated(reviews, State(A, keep="no polyp", position=2), cases) == 0
-    reviews = browser.save_review(path, state, cases, 3, "")
+    reviews = browser.save_review(path, state, cases, 3, "", True)
     assert browser.next_unrated(reviews, state, cases) is None
 
 
@@ -234,7 +245,7 @@ def test_bad_reviews_are_refused(cases, outputs):
     with pytest.raises(ValueError, match=r"reviewer: found '\.\./x'"):
         browser.review_path("demo", "../x")
     with pytest.raises(ValueError, match="rating: found 6"):
-        browser.save_review(browser.review_path("demo", "ada"), State(A), cases, 6, "")
+        browser.save_review(browser.review_path("demo", "ada"), State(A), cases, 6, "", False)
 
 
 # --- ledgers and widgets ------------------------------------------------------------------------
@@ -332,6 +343,22 @@ def test_a_review_survives_a_restart(shell):
     assert "reviewer: found" in again.status.value
 
 
+def test_a_truth_that_was_seen_stays_seen(shell):
+    shell.reviewer.value, shell.review.value = "mary", True
+    shell.position.value = 7
+    shell.truth.click()
+    shell.overlay.value = "error map"  # hides the truth again
+    shell.rating.value = 3
+    shell.position.value = 8
+    shell.rating.value = 5
+    shell.truth.click()
+    shell.note.value = "coarse"
+    path = browser.review_path("demo", "mary")
+    assert browser.read_reviews(path)["saw_truth"].tolist() == [True, False]
+    shell.rating.value = 0
+    assert len(browser.read_reviews(path)) == 1
+
+
 def test_exports_are_written_whole(shell, ledger_folder):
     shell.keep.value = "multiple"
     shell.save_selection.click()
@@ -348,6 +375,7 @@ def test_the_ledger_of_the_shell_is_that_of_the_folder(shell):
     assert [value for _, value in shell.test_set.options] == ["synthetic", "synthetic_unseen"]
 
 
-def test_without_any_run_the_shell_says_what_to_do(outputs):
+def test_without_any_run_the_shell_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(widgets, "ledgers", list)
     with pytest.raises(ValueError, match=r"no finished run .* do ./run_all.sh first"):
         widgets.PredictionBrowser("demo")

@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from test_browser import A, B, make_cases
 
 from ultraseg_lib import metrics, study
@@ -128,6 +127,13 @@ def test_without_another_model_no_loss_is_told(cases):
     assert set(failures.failure_rules(cases, A, B)) - set(rules) == {"largest loss"}
 
 
+def test_the_table_of_shown_images_holds_each_models_dice(cases):
+    table = failures.case_table(cases, [5, 2])
+    assert table["image_id"].tolist() == ["image_5", "image_2"]
+    assert table["Dice of B"].tolist() == cases.dice(B)[[5, 2]].tolist()
+    assert set(table["test_set"]) == {"kvasir_seg"}
+
+
 def test_a_figure_tells_where_the_runs_were_trained_if_elsewhere(cases):
     assert failures.figure_title(cases) == "Kvasir-SEG"
     elsewhere = Cases("polypgen", cases.frames, cases.runs, cases.scores, cases.read_maps)
@@ -149,10 +155,13 @@ def test_groups_hold_each_image_once_and_give_back_the_mean(cases, key):
     assert table["dice"].between(table["dice_low"], table["dice_high"]).all()
 
 
-def test_a_dataset_of_one_center_is_named_by_itself(cases):
-    scores = failures.long_scores([cases]).assign(center="", modality="")
-    assert failures.add_group(scores, "center")["group"].unique() == ["Kvasir-SEG\nn = 60"]
-    assert failures.add_group(scores, "modality")["group"].unique() == ["not told\nn = 60"]
+def test_groups_are_counted_in_each_test_set(cases):
+    scores = failures.long_scores([cases])
+    both = pd.concat([scores, scores.assign(test_set="polypgen", center="")])
+    table = failures.add_group(both, "center").groupby("test_set")["group"].unique()
+    assert list(table["polypgen"]) == ["all\nn = 60"]
+    counted = scores[scores["model"] == A]["center"].value_counts()
+    assert set(table["kvasir_seg"]) == {f"{name}\nn = {n}" for name, n in counted.items()}
 
 
 def test_size_classes_hold_every_polyp_once(cases):
@@ -182,8 +191,13 @@ def test_boundary_errors_need_both_boundaries(cases):
     assert np.isnan(failures.boundary_errors(empty, some)).all()
     assert np.isnan(failures.boundary_errors(some, empty)).all()
     pred = cases.probs(A) >= 128
-    both = pred.any(axis=(1, 2)) & cases.frames.masks.any(axis=(1, 2))
-    assert (failures.boundary_table(cases)["model"] == A).sum() == both.sum() < len(cases)
+    mask = cases.frames.masks > 0
+    both = pred.any(axis=(1, 2)) & mask.any(axis=(1, 2))
+    table = failures.boundary_table(cases)
+    mine = table[table["model"] == A]
+    assert len(mine) == both.sum() < len(cases)
+    assert mine["lost"].sum() == (mask & ~pred)[both].sum()
+    assert mine["extra"].sum() == (pred & ~mask)[both].sum()
 
 
 def test_reliability_of_maps_whose_truth_is_known():
@@ -209,23 +223,52 @@ def test_reliability_bins_agree_with_a_direct_count(cases):
 # --- figures ------------------------------------------------------------------------------------
 
 
-def test_every_figure_is_drawn(cases):
+def test_pages_of_pictures_name_models_rules_and_dice(cases):
     figures.use_style()
+    page = failures.show_comparison(cases, [0, 1], "t")
+    assert [axes.get_title() for axes in page.axes[:4]] == ["input", "truth", A, B]
+    assert page.axes[2].get_xlabel() == f"Dice {cases.dice(A)[0]:.2f}"
+    picked = failures.pick_cases(failures.failure_rules(cases, A, B)) | {"nothing": None}
+    page = failures.show_failures(cases, picked, [A, B], "t")
+    assert [axes.get_title() for axes in page.axes[: len(picked)]] == list(picked)
+    assert len(page.axes) == 3 * len(picked)
+
+
+def test_a_map_of_boundary_errors_shows_every_pixel_of_the_boundary(cases):
+    page = failures.show_boundary_errors(cases, [1, 2], "t", limit=4)
+    drawn = page.axes[0].collections[0].get_array()
+    assert len(drawn) == metrics.boundary_pixels(cases.probs(A)[1] >= 128).sum()
+    white = np.ones(4)
+    assert not np.allclose(failures.SIDES(0.5), white, atol=0.3)  # the middle shows on paper
+
+
+def test_bars_of_the_boundary_are_the_tables_means_and_shares(cases):
+    table = failures.boundary_table(cases)
+    left, right = failures.plot_boundary_table(table, "t").axes
+    mine = table[table["model"] == A]
+    ends = [[abs(bars[0].get_width()) for bars in axes.containers] for axes in (left, right)]
+    assert ends[0] == pytest.approx([mine["inside"].mean(), mine["outside"].mean()])
+    shares = [100 * mine[each].sum() / mine["polyp"].sum() for each in ("lost", "extra")]
+    assert ends[1] == pytest.approx(shares)
+
+
+def test_each_test_set_has_a_panel_of_its_own(cases):
     scores = failures.long_scores([cases])
-    picked = failures.pick_cases(failures.failure_rules(cases, A, B))
+    both = pd.concat([scores, scores.assign(test_set="polypgen", center="C9")])
     drawn = [
-        failures.show_comparison(cases, [0, 1], "t"),
-        failures.show_failures(cases, picked | {"nothing": None}, [A, B], "t"),
-        failures.show_worst(cases, A, 7, columns=5),
-        failures.plot_dice_by_group(failures.add_group(scores, "center"), "center", "t"),
-        failures.plot_dice_by_size(scores, failures.dice_by_size(scores), A, "t"),
-        failures.show_boundary_errors(cases, [1, 2], "t", limit=4),
-        failures.plot_boundary_table(failures.boundary_table(cases), "t"),
-        failures.plot_reliability(failures.reliability(cases), "t"),
+        failures.plot_dice_by_group(failures.add_group(both, "center"), "center"),
+        failures.plot_dice_by_size(both, failures.dice_by_size(both), A),
     ]
-    for figure in drawn:
-        assert isinstance(figure, Figure)
-        figure.canvas.draw()
+    for page in drawn:
+        assert [axes.get_title() for axes in page.axes] == ["Kvasir-SEG", "PolypGen"]
+    assert [each.get_text() for each in drawn[0].axes[1].get_xticklabels()] == ["C9\nn = 60"]
+
+
+def test_the_curve_of_reliability_goes_through_the_tables_points(cases):
+    table = failures.reliability(cases)
+    top = failures.plot_reliability(table, "t").axes[0]
+    mine = table[table["model"] == A]
+    assert np.allclose(top.lines[1].get_xydata(), mine[["prob", "polyp"]])
 
 
 def test_the_page_of_the_worst_starts_with_the_worst(cases):
@@ -270,4 +313,3 @@ def test_reference_runs_give_their_own_scores_on_real_images(real_data, outputs,
     title = next(iter(cases.runs))
     dice = metrics.dice_score(cases.probs(title) >= 128, cases.frames.masks > 0)
     assert dice.mean() == pytest.approx(cases.dice(title).mean(), abs=0.005)
-    assert isinstance(failures.case_table(cases, [0, 1]), pd.DataFrame)

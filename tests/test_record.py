@@ -1,17 +1,22 @@
 """The record in prose says what its files say."""
 
 import dataclasses
+import json
 import re
 
+import cv2
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from ultraseg_lib import study
-from ultraseg_lib.data import catalog
-from ultraseg_lib.data.splits import MIXED
-from ultraseg_lib.models import create_model
+from ultraseg_lib.data import catalog, dataset_title
+from ultraseg_lib.data.splits import MIXED, read_split, split_path
 from ultraseg_lib.paths import ROOT
 from ultraseg_lib.report import external, record
 from ultraseg_lib.variants import model_title
+from ultraseg_lib.weights import shipped_weights
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +83,60 @@ def test_card_names_data_licence_protocol_scores_and_limits(run):
     own = scores["test_set"].isin(MIXED if run.dataset == "mixed" else [run.dataset])
     row = next(line for line in card.splitlines() if "yes, its test part" in line)
     assert f"| {own.sum()} | {scores[own]['dice'].mean():.3f} (" in row
-    line = re.search(r"^model = (create_model\(.*\))\.eval\(\)$", card, re.MULTILINE)
-    weights = re.search(r'weights ?= ?"([^"]+)"', card)[1]
-    assert weights == run.dataset or (ROOT / weights).is_file()
-    assert eval(line[1], {"create_model": create_model, "weights": ROOT / weights})
+    assert "an earlier commit" not in card
+    assert ("PolypDB, part of the paper's mixed set" in card) == (run.dataset == "mixed")
+    better = re.search(r"Better weights.*\]\(\.\./(\S+)\)", card)
+    assert bool(better) == (run.folder / "weights.safetensors" not in shipped_weights(run.model).values())  # fmt: skip
+    assert better is None or (run.folder.parent / better[1]).is_file()
+
+
+@pytest.mark.parametrize("run", study.finished_runs("reference"), ids=lambda run: run.run_id)
+def test_card_tells_each_part_of_the_mixed_set_and_every_false_alarm(run):
+    card, scores = record.model_card(run), study.read_scores(run)
+    rows = {row[0].removeprefix("– of these "): row for row in cells(card)}
+    for name, part in scores.groupby("test_set"):
+        row, normal = rows[dataset_title(name)], part[part["area"] == 0]
+        assert row[2:4] == [str(len(part)), row[3]]
+        assert row[3].startswith(f"{part['dice'].mean():.3f} (")
+        assert row[6:8] == [f"{part['precision'].mean():.3f}", f"{part['recall'].mean():.3f}"]
+        alarms = f"{(normal['dice'] < 1).sum()} of {len(normal)}" if len(normal) else "–"
+        assert row[9] == alarms
+        assert alarms == "–" or f"{alarms} ({dataset_title(name)})" in card
+
+
+@pytest.mark.parametrize("run", study.finished_runs("reference"), ids=lambda run: run.run_id)
+def test_snippet_of_the_card_makes_a_mask_of_an_image(run, tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", record.model_card(run), re.DOTALL)[1]
+    frame = str(tmp_path / "frame.jpg")
+    cv2.imwrite(frame, np.full((90, 120, 3), 90, np.uint8))
+    monkeypatch.chdir(ROOT)
+    names: dict = {}
+    exec(code.replace('"frame.jpg"', repr(frame)), names)
+    assert names["mask"].shape == (256, 256)
+    assert names["mask"].dtype == torch.bool
+
+
+def test_sequence_split_tests_as_few_videos_as_the_record_says():
+    parts = read_split(split_path("cvc_clinicdb", "sequence"))
+    videos = pd.read_csv(ROOT / "data/sequences/cvc_clinicdb.csv", dtype=str, index_col="frame")
+    frames = parts.index[parts == "test"]
+    said = f"{len(frames)} frames of {videos.loc[frames, 'sequence'].nunique()} videos"
+    assert said in record.LEAKS["cvc_clinicdb@sequence"]
+    assert said in (ROOT / "outputs/reference/README.md").read_text()
+
+
+def test_caption_of_the_front_picture_is_true_of_the_demo():
+    demo, readme = study.load_profile("demo"), (ROOT / "README.md").read_text()
+    assert f"after {demo.epochs} epochs at {demo.image_size} px" in readme
+
+
+def test_readme_says_how_far_the_backends_agree():
+    bench = json.loads((ROOT / "outputs/reference/bench/bench.json").read_text())
+    moved = {"float32": [], "bfloat16": []}
+    for row in bench["real_images"]:
+        moved[row["precision"]].append(1 - row["pixels_equal"])
+    assert max(moved["float32"]) < 5e-6
+    assert 0.5e-3 < min(moved["bfloat16"]) <= max(moved["bfloat16"]) < 1.5e-3
+    readme = (ROOT / "README.md").read_text()
+    assert "all but a few pixels in a million" in readme
+    assert "about one pixel in a thousand" in readme

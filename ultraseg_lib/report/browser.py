@@ -1,6 +1,7 @@
 """What the browser of notebook 11 shows: a state in, a figure and its numbers out. No widget is here."""
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ultraseg_lib import metrics
@@ -18,7 +18,14 @@ from ultraseg_lib.provenance import now
 from ultraseg_lib.report.cases import Cases, level_of
 from ultraseg_lib.report.failures import SMALL
 from ultraseg_lib.report.figures import TRUTH, dataset_title
-from ultraseg_lib.report.overlays import LEGENDS, OVERLAYS, PANEL, Picture, enlarge, paint_outline
+from ultraseg_lib.report.overlays import (
+    OVERLAYS,
+    PANEL,
+    Picture,
+    enlarge,
+    legend_handles,
+    paint_outline,
+)
 
 ALL = "all"
 SORTS = {  # name -> what comes first
@@ -40,7 +47,8 @@ FILTERS = {
 SCORES = ("dice", "iou", "precision", "recall", "hd95")
 REVIEW_KEYS = ["test_set", "image_id", "run_id"]  # one rating for each
 REVIEW_COLUMNS = [*REVIEW_KEYS, "threshold", "saw_truth", "rating", "note", "time"]
-TOP, GAP, HEAD, FOOT = 26, 8, 52, 34  # px above all, between panels, for their titles, below all
+TOP, GAP, LINE, FOOT = 26, 8, 18, 34  # px above all, between panels, of a line, below all
+LETTERS = 44  # of 12 points side by side above a panel
 DPI = 80
 
 
@@ -200,14 +208,18 @@ def render(state: State, cases: Cases) -> Figure:
     words = f"{dataset_title(cases.test_set)} · {image_id} · threshold {state.threshold:.2f}"
     axes.text(0.5, 1 - 6 / _height(figure), words, transform=axes.transAxes, ha="center", va="top",
               fontsize=12)  # fmt: skip
-    _add_legend(axes, state)
+    handles = legend_handles(state.overlay, state.truth)
+    if handles:
+        axes.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False,
+                    fontsize=12, borderaxespad=0.3)  # fmt: skip
     return figure
 
 
 def _panel_title(name: str, state: State, cases: Cases, row: int) -> str:
     model, _, rest = name.partition(", ")
     dice = f"Dice {cases.dice(name, state.threshold)[row]:.3f}" if state.truth else ""
-    return f"{model}\n{', '.join(word for word in (rest, dice) if word)}".strip()
+    words = ", ".join(word for word in (rest, dice) if word)
+    return "\n".join([model, *textwrap.wrap(words, LETTERS)])
 
 
 def _panels(state: State, cases: Cases, row: int) -> list[Picture]:
@@ -226,32 +238,19 @@ def _page(titles: list[str], panels: list[Picture]) -> tuple[Figure, Axes]:
     """Lay panels out, at most three side by side (four: two by two), each under its title."""
     columns = 2 if len(panels) in (2, 4) else 3
     lines = -(-len(panels) // columns)
-    height, width = TOP + lines * (PANEL + HEAD) + FOOT, columns * (PANEL + GAP)
+    head = LINE * (1 + max(title.count("\n") for title in titles)) + 8
+    height, width = TOP + lines * (PANEL + head) + FOOT, columns * (PANEL + GAP)
     page = np.full((height, width, 3), 255, np.uint8)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for place, (title, panel) in enumerate(zip(titles, panels, strict=True)):
         left = place % columns * (PANEL + GAP) + GAP // 2
-        top = TOP + place // columns * (PANEL + HEAD) + HEAD
+        top = TOP + place // columns * (PANEL + head) + head
         page[top : top + PANEL, left : left + PANEL] = panel
-        longest = max(map(len, title.split("\n")))
-        size = min(13, PANEL / longest * 1.5 * 72 / DPI)  # a letter is about 2/3 of its size wide
-        axes.text(left + PANEL / 2, top - 5, title, ha="center", va="bottom", fontsize=size)
+        axes.text(left + PANEL / 2, top - 5, title, ha="center", va="bottom", fontsize=12)
     axes.imshow(page, interpolation="nearest", aspect="auto")
     return figure, axes
-
-
-def _add_legend(axes: Axes, state: State) -> None:
-    """Tell under the panels what the colours mean."""
-    overlay = state.overlay
-    if not state.truth and overlay == "error map":
-        overlay = "contour"  # as the panels are then
-    legend = {k: c for k, c in LEGENDS[overlay].items() if state.truth or not k.startswith("truth")}
-    handles = [Patch(fc=colour, ec="black", label=name) for name, colour in legend.items()]
-    if handles:
-        axes.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False,
-                    fontsize=12, borderaxespad=0.3)  # fmt: skip
 
 
 def _words_only(words: str) -> Figure:
@@ -290,18 +289,25 @@ def _review_key(state: State, cases: Cases) -> list[str]:
     return [cases.test_set, image_id, cases.runs[state.model].run_id]
 
 
-def save_review(path: Path, state: State, cases: Cases, rating: int, note: str) -> pd.DataFrame:
-    """Write the rating (1 to 5) and note of the shown case in place of an earlier one; return all.
+def save_review(
+    path: Path, state: State, cases: Cases, rating: int, note: str, saw_truth: bool
+) -> pd.DataFrame:
+    """Write the rating (1 to 5; 0 takes it back) and note of the shown case; return all ratings.
 
-    Raises ValueError for another rating.
+    ``saw_truth``: whether the reviewer has seen the true mask; a note that is added to a rating
+    later does not change what was known when it was given. Raises ValueError for another rating.
     """
-    if rating not in range(1, 6):
-        raise ValueError(f"rating: found {rating!r}; it is 1, 2, 3, 4 or 5")
+    if rating not in range(6):
+        raise ValueError(f"rating: found {rating!r}; it is 1 to 5, or 0 for none")
     reviews, key = read_reviews(path), _review_key(state, cases)
-    others = reviews[~(reviews[REVIEW_KEYS] == key).all(axis=1)]
-    row = [*key, state.threshold, state.truth, rating, note, now()]
-    added = pd.DataFrame([row], columns=REVIEW_COLUMNS)
-    table = pd.concat([others, added], ignore_index=True) if len(others) else added
+    earlier = find_review(reviews, state, cases)
+    if earlier and earlier["rating"] == rating:
+        saw_truth = earlier["saw_truth"]
+    table = reviews[~(reviews[REVIEW_KEYS] == key).all(axis=1)]
+    if rating:
+        row = [*key, state.threshold, saw_truth, rating, note, now()]
+        added = pd.DataFrame([row], columns=REVIEW_COLUMNS)
+        table = pd.concat([table, added], ignore_index=True) if len(table) else added
     with whole_file(path) as temporary:
         table.to_csv(temporary, index=False)
     return table

@@ -3,6 +3,7 @@
 Every function returns a matplotlib Figure, or the table behind one, and shows nothing by itself.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -12,16 +13,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ultraseg_lib import metrics
 from ultraseg_lib.report.cases import Cases
 from ultraseg_lib.report.figures import PALETTE, dataset_title
 from ultraseg_lib.report.metric_figures import LEVELS
-from ultraseg_lib.report.overlays import LEGENDS, OVERLAYS
+from ultraseg_lib.report.overlays import EXTRA, LOST, OVERLAYS, legend_handles
 from ultraseg_lib.statistics import bootstrap_interval
 from ultraseg_lib.study import Profile, Run
 
@@ -31,6 +31,9 @@ LARGE = "unet_base"
 SETTING = ("dataset", "recipe", "protocol", "epochs", "seed")
 SMALL = 0.05  # share of the image below which a polyp counts as small
 MARKERS = "osD^vP"
+SIDES = LinearSegmentedColormap.from_list("sides", ["#542788", "0.5", "#e08214"])  # inside, outside
+BARS = {"inside": "inside the polyp", "outside": "outside the polyp", "lost": "not found (FN)",
+        "extra": "painted wrongly (FP)"}  # fmt: skip
 PICTURE_DPI = 64  # pages of pictures: notebooks stay small, files are saved larger
 
 
@@ -102,7 +105,7 @@ def spread_rows(cases: Cases, count: int) -> list[int]:
 
 
 def failure_rules(cases: Cases, model: str, other: str | None) -> dict[str, NDArray[np.int64]]:
-    """Return the images that each rule of Fig. 5 names, the gravest first.
+    """Return the rows (K,) of the images that each rule of Fig. 5 names, the gravest first.
 
     ``model`` and ``other`` are titles of ``cases``; without another there is no loss against it.
     """
@@ -184,9 +187,8 @@ def _blank(axes: Axes, words: str = "") -> None:
 
 
 def _legend(figure: Figure, overlay: str) -> None:
-    handles = [Patch(fc=c, ec="black", label=name) for name, c in LEGENDS[overlay].items()]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    handles = legend_handles(overlay)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
 def describe(cases: Cases, row: int) -> str:
@@ -294,82 +296,106 @@ def long_scores(several: Iterable[Cases]) -> pd.DataFrame:
 
 
 def add_group(scores: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Add the column ``group``: center or modality in words, with the number of images in it."""
-    name = scores[key].str.replace("_", " ")
-    if key == "center":  # a dataset of one center is named by itself
-        whole = scores["test_set"].map(lambda each: dataset_title(each).partition(" (")[0])
-        name = name.where(name != "", whole)
-    name = name.replace("", "not told")
-    one = scores["model"] == scores["model"].iloc[0]
-    count = name[one].value_counts()
-    return scores.assign(group=[f"{each}\nn = {count.get(each, 0)}" for each in name])
+    """Add the column ``group``: center or modality in words, and its images in the test set."""
+    name = scores[key].str.replace("_", " ").replace("", "all")
+    count = scores.groupby(["test_set", key])["image_id"].transform("nunique")
+    return scores.assign(group=name + "\nn = " + count.astype(str))
 
 
 def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
-    """Average Dice by group and model: images, dice, dice_low and dice_high (95 % bootstrap), missed (share of polyp images)."""
+    """Average Dice by test set, group and model.
+
+    Columns: test_set, group, model, images, dice, dice_low and dice_high (95 % bootstrap), missed
+    (share of the images with a polyp).
+    """
     rows = []
-    for (group, model), table in grouped.groupby(["group", "model"], sort=False):
+    for (test_set, group, model), table in grouped.groupby(
+        ["test_set", "group", "model"], sort=False
+    ):
         polyp = table["area"] > 0
         missed = (~table.loc[polyp, "detected"].astype(bool)).mean()
-        mean, low, high = bootstrap_interval(table["dice"].to_numpy())
-        name = group.partition("\n")[0]
-        rows.append((name, model, len(table), mean, low, high, missed))
-    columns = ["group", "model", "images", "dice", "dice_low", "dice_high", "missed"]
+        interval = bootstrap_interval(table["dice"].to_numpy())
+        rows.append((test_set, group.partition("\n")[0], model, len(table), *interval, missed))
+    columns = ["test_set", "group", "model", "images", "dice", "dice_low", "dice_high", "missed"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def plot_dice_by_group(grouped: pd.DataFrame, label: str, title: str) -> Figure:
-    """Show Fig. 4: the Dice of every image as boxes by group and model, with the mean as a diamond."""
-    groups, models = sorted(grouped["group"].unique()), list(grouped["model"].unique())
-    width = max(11, 0.55 * len(groups) * len(models) + 6)
-    figure, axes = plt.subplots(figsize=(width, 6))
-    sns.boxplot(
-        grouped, x="group", y="dice", hue="model", order=groups, ax=axes, fliersize=3,
-        palette=PALETTE[: len(models)], showmeans=True,
-        meanprops={"marker": "D", "mfc": "white", "mec": "black", "ms": 8},
-    )  # fmt: skip
-    axes.set(xlabel=label, ylabel="Dice of an image", ylim=(-0.03, 1.03), title=title)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="white diamond: mean",
-                fontsize="small", title_fontsize="small")  # fmt: skip
+def _lines_of_panels(groups: dict[str, int], width: int) -> list[list[str]]:
+    """Lay panels out for `plt.subplot_mosaic`: each as wide as its groups, ``width`` groups a line."""
+    lines: list[list[str]] = [[]]
+    for name, count in groups.items():
+        if len(lines[-1]) + count > width:
+            lines.append([])
+        lines[-1] += [name] * count
+    return [line + ["."] * (width - len(line)) for line in lines]
+
+
+def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
+    """Show Fig. 4: the Dice of every image as boxes by group and model, a panel a test set."""
+    models = list(grouped["model"].unique())
+    groups = grouped.groupby("test_set", sort=False)["group"].nunique().to_dict()
+    lines = _lines_of_panels(groups, max(groups.values()))
+    inches = max(2.4, 0.55 * len(models))  # of a group
+    size = (inches * len(lines[0]) + 4.5, 4.4 * len(lines))
+    figure, panels = plt.subplot_mosaic(lines, figsize=size, sharey=True)
+    for name, axes in panels.items():
+        part = grouped[grouped["test_set"] == name]
+        sns.boxplot(
+            part, x="group", y="dice", hue="model", order=sorted(part["group"].unique()), ax=axes,
+            fliersize=3, palette=PALETTE[: len(models)], showmeans=True, legend="full",
+            meanprops={"marker": "D", "mfc": "white", "mec": "black", "ms": 8},
+        )  # fmt: skip
+        axes.set(xlabel=key, ylabel="Dice of an image", ylim=(-0.03, 1.03))
+        axes.set_title(textwrap.fill(dataset_title(name), 18 * groups[name]))
+        handles, labels = axes.get_legend_handles_labels()
+        axes.get_legend().remove()
+    figure.legend(handles, labels, loc="outside right center", title="white diamond: mean",
+                  fontsize="small", title_fontsize="small")  # fmt: skip
     return figure
 
 
 def dice_by_size(scores: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
-    """Average Dice over classes of polyp size with equally many images.
+    """Average Dice over classes of polyp size with equally many images, in each test set.
 
-    ``scores`` as from `long_scores`. Columns: model, size (median, share of the image), images, dice,
-    dice_low, dice_high (95 % bootstrap).
+    ``scores`` as from `long_scores`. Columns: test_set, model, size (median, share of the image),
+    images, dice, dice_low, dice_high (95 % bootstrap).
     """
     polyps = scores[scores["area"] > 0]
-    edges = np.quantile(polyps["size"], np.linspace(0, 1, bins + 1))
-    which = np.clip(np.searchsorted(edges, polyps["size"], side="right"), 1, bins)
+    rank = polyps.groupby(["test_set", "model"])["size"].rank(pct=True)
     rows = []
-    for (model, _), table in polyps.groupby(["model", which], sort=False):
+    keys = ["test_set", "model", np.ceil(rank * bins)]
+    for (test_set, model, _), table in polyps.groupby(keys):
         interval = bootstrap_interval(table["dice"].to_numpy())
-        rows.append((model, table["size"].median(), len(table), *interval))
-    columns = ["model", "size", "images", "dice", "dice_low", "dice_high"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["model", "size"], ignore_index=True)
+        rows.append((test_set, model, table["size"].median(), len(table), *interval))
+    columns = ["test_set", "model", "size", "images", "dice", "dice_low", "dice_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str, title: str) -> Figure:
+def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str) -> Figure:
     """Show Dice against polyp size: means of size classes for every model, and each image of one."""
-    figure, axes = plt.subplots(figsize=(12, 6))
-    points = scores[(scores["model"] == model) & (scores["area"] > 0)]
-    axes.plot(points["size"], points["dice"], "o", ms=5, color="0.75", label=f"{model}, an image")
-    for place, name in enumerate(scores["model"].unique()):
-        line = binned[binned["model"] == name]
-        bars = [line["dice"] - line["dice_low"], line["dice_high"] - line["dice"]]
-        axes.errorbar(line["size"], line["dice"], bars, fmt=f"{MARKERS[place % 6]}-", ms=10, lw=3,
-                      capsize=4, color=PALETTE[place], label=name)  # fmt: skip
-    axes.axvline(SMALL, color="black", lw=1, ls=":")
-    axes.text(SMALL, 1.03, "small  ", ha="right", va="top", fontsize="small")
-    axes.set(xscale="log", xlabel="polyp area (share of the image)", ylabel="Dice", title=title)
-    axes.set_ylim(-0.03, 1.03)
-    ticks = [t for t in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if t >= points["size"].min() / 2]
-    axes.set_xticks(ticks, [f"{100 * t:g} %" for t in ticks])
-    axes.minorticks_off()
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small",
-                title="means of size classes, 95 %", title_fontsize="small")  # fmt: skip
+    names = list(scores["test_set"].unique())
+    figure, panels = plt.subplot_mosaic([[n] for n in names], figsize=(12, 4.6 * len(names)))
+    low, high = scores.loc[scores["area"] > 0, "size"].agg(["min", "max"])
+    ticks = [t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if low <= t <= high]
+    for test_set, axes in panels.items():
+        points = scores[(scores["model"] == model) & (scores["test_set"] == test_set)]
+        points = points[points["area"] > 0]
+        axes.plot(points["size"], points["dice"], "o", ms=5, c="0.75", label=f"{model}, an image")
+        for place, name in enumerate(scores["model"].unique()):
+            line = binned[(binned["model"] == name) & (binned["test_set"] == test_set)]
+            bars = [line["dice"] - line["dice_low"], line["dice_high"] - line["dice"]]
+            shifted = line["size"] * 1.03**place  # so that error bars do not hide each other
+            axes.errorbar(shifted, line["dice"], bars, fmt=f"{MARKERS[place % 6]}-", ms=10,
+                          lw=3, capsize=4, color=PALETTE[place], label=name)  # fmt: skip
+        axes.axvline(SMALL, color="black", lw=1, ls=":")
+        axes.text(SMALL, 1.03, "small  ", ha="right", va="top", fontsize="small")
+        axes.set(xscale="log", ylabel="Dice", xlim=(low / 1.2, high * 1.2), ylim=(-0.03, 1.03))
+        axes.set_title(dataset_title(test_set))
+        axes.set_xticks(ticks, [f"{100 * t:g} %" for t in ticks])
+        axes.minorticks_off()
+    axes.set_xlabel("polyp area (share of the image, log scale)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small",
+                  title="means of size classes,\n95 % interval", title_fontsize="small")  # fmt: skip
     return figure
 
 
@@ -379,8 +405,8 @@ def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str, ti
 def boundary_errors(pred: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return how far each predicted boundary pixel lies from the true boundary, in px; NaN elsewhere.
 
-    ``pred`` and ``mask`` (H, W). Positive: outside the polyp, too much is painted; negative: inside,
-    too little. All NaN where either is empty.
+    ``pred`` and ``mask`` (H, W) bool. Positive: outside the polyp; negative: inside. All NaN where
+    either is empty.
     """
     errors = np.full(mask.shape, np.nan)
     rim = metrics.boundary_pixels(mask)
@@ -404,7 +430,7 @@ def show_boundary_errors(cases: Cases, rows: Sequence[int], title: str, limit: f
             errors = boundary_errors(cases.probs(name)[row] >= HALF, mask)
             axes.imshow(np.where(mask, 0.8, 1.0), cmap="gray", vmin=0, vmax=1)
             y, x = np.nonzero(~np.isnan(errors))
-            shown = axes.scatter(x, y, c=errors[y, x], s=9, cmap="PuOr_r",
+            shown = axes.scatter(x, y, c=errors[y, x], s=9, cmap=SIDES,
                                  norm=TwoSlopeNorm(0, -limit, limit))  # fmt: skip
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color="0.7")
@@ -419,10 +445,11 @@ def show_boundary_errors(cases: Cases, rows: Sequence[int], title: str, limit: f
 
 
 def boundary_table(cases: Cases) -> pd.DataFrame:
-    """Return, for every image with both boundaries: model, image_id, inside and outside (px).
+    """Return, for every image with both boundaries: model, image_id, inside, outside (px), polyp, lost, extra (pixels).
 
-    These are the mean distances of the boundary pixels that lie inside, and outside, the polyp,
-    taken over all boundary pixels: their sum is the mean distance to the true boundary.
+    ``inside`` and ``outside`` are the mean distances of the boundary pixels that lie inside, and
+    outside, the polyp, taken over all boundary pixels: their sum is the mean distance to the true
+    boundary. ``lost`` (FN) and ``extra`` (FP) count wrong pixels, ``polyp`` those of the truth.
     """
     rows = []
     for name in cases.runs:
@@ -431,23 +458,32 @@ def boundary_table(cases: Cases) -> pd.DataFrame:
             errors = boundary_errors(pred, mask)
             errors = errors[~np.isnan(errors)]
             if len(errors):
-                inside, outside = -errors.clip(max=0).mean(), errors.clip(min=0).mean()
-                rows.append((name, image_id, inside, outside))
-    return pd.DataFrame(rows, columns=["model", "image_id", "inside", "outside"])
+                sides = -errors.clip(max=0).mean(), errors.clip(min=0).mean()
+                pixels = mask.sum(), (mask & ~pred).sum(), (pred & ~mask).sum()
+                rows.append((name, image_id, *sides, *pixels))
+    columns = ["model", "image_id", "inside", "outside", "polyp", "lost", "extra"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def plot_boundary_table(table: pd.DataFrame, title: str) -> Figure:
-    """Show the mean boundary error of each model, split into inside and outside the polyp."""
-    means = table.groupby("model", sort=False)[["inside", "outside"]].mean()
-    figure, axes = plt.subplots(figsize=(11, 2 + 0.7 * len(means)))
-    purple, orange = plt.colormaps["PuOr_r"]([0.12, 0.85])
-    axes.barh(means.index, -means["inside"], color=purple, label="inside: too little painted")
-    axes.barh(means.index, means["outside"], color=orange, label="outside: too much painted")
-    axes.axvline(0, color="black", lw=1.5)
-    axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    axes.set(xlabel="mean distance to the true boundary (px), mean over images", title=title)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    """Show, for each model, how far its boundary is off on either side, and how many pixels are wrong."""
+    by_model = table.groupby("model", sort=False)
+    pixels = by_model[["polyp", "lost", "extra"]].sum()
+    share = 100 * pixels[["lost", "extra"]].div(pixels["polyp"], axis=0)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 2.6 + 0.6 * len(pixels)), sharey=True)
+    for axes, values, colours, label in (
+        (left, by_model[["inside", "outside"]].mean(), SIDES([0.0, 1.0]),
+         "distance to the true boundary\n(px, mean over images)"),
+        (right, share, (LOST, EXTRA), "wrong pixels (% of the polyps' pixels)"),
+    ):  # fmt: skip
+        for sign, (name, bars), colour in zip((-1, 1), values.items(), colours, strict=True):
+            axes.barh(bars.index, sign * bars, color=colour, label=BARS[name])
+        axes.axvline(0, color="black", lw=1.5)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+        axes.set_xlabel(label)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize="small")
+    left.invert_yaxis()
+    figure.suptitle(title)
     return figure
 
 

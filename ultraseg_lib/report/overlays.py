@@ -7,6 +7,7 @@ at once. Every function returns a new picture (S, S, 3) uint8.
 import cv2
 import matplotlib
 import numpy as np
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ultraseg_lib.report.figures import PRED, TRUTH
@@ -22,6 +23,14 @@ LEGENDS = {  # overlay -> words and their colours
     "image only": {},
 }
 DASH = 9  # px of outline drawn, and as many left out
+
+
+def legend_handles(overlay: str, truth: bool = True) -> list[Patch]:
+    """Return what the colours of an overlay mean, for a legend; ``truth``: whether it is shown."""
+    if overlay == "error map" and not truth:
+        overlay = "contour"  # as the panels are then
+    words = {k: c for k, c in LEGENDS[overlay].items() if truth or not k.startswith("truth")}
+    return [Patch(fc=colour, ec="black", label=name) for name, colour in words.items()]
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
@@ -56,7 +65,10 @@ def _dashes(line: NDArray[np.int32]) -> list[NDArray[np.int32]]:
 def paint_contour(
     image: Picture, prob: NDArray[np.uint8], level: int, mask: NDArray[np.bool_] | None
 ) -> Picture:
-    """Draw the truth (white, where given) and the prediction ``prob >= level`` (amber dashes)."""
+    """Draw the truth (white, where given) and the prediction ``prob >= level`` (amber dashes).
+
+    ``image`` (S, S, 3) uint8, ``prob`` (S, S) uint8, ``mask`` (S, S) bool: so for every overlay.
+    """
     picture = enlarge(image)
     if mask is not None:
         picture = paint_outline(picture, mask, TRUTH)
@@ -66,7 +78,10 @@ def paint_contour(
 def paint_errors(
     image: Picture, prob: NDArray[np.uint8], level: int, mask: NDArray[np.bool_] | None
 ) -> Picture:
-    """Tint what was found, painted wrongly and not found; a contour where the truth is hidden."""
+    """Tint what was found, painted wrongly and not found; a contour where the truth is hidden.
+
+    Shapes as in `paint_contour`.
+    """
     if mask is None:
         return paint_contour(image, prob, level, None)
     pred = prob >= level
@@ -81,7 +96,7 @@ def paint_errors(
 def paint_prob(
     image: Picture, prob: NDArray[np.uint8], level: int, mask: NDArray[np.bool_] | None
 ) -> Picture:
-    """Paint a probability map (S, S), 255 stands for 1, from dark blue to yellow."""
+    """Paint the probability, 255 stands for 1, from dark blue to yellow; shapes as in `paint_contour`."""
     cividis = (255 * matplotlib.colormaps["cividis"](np.arange(256))[:, :3]).astype(np.uint8)
     picture = cividis[enlarge(prob)]
     return picture if mask is None else paint_outline(picture, mask, TRUTH)
@@ -90,7 +105,7 @@ def paint_prob(
 def paint_image(
     image: Picture, prob: NDArray[np.uint8], level: int, mask: NDArray[np.bool_] | None
 ) -> Picture:
-    """Show the image as it is."""
+    """Show the image as it is; shapes as in `paint_contour`."""
     return enlarge(image)
 
 

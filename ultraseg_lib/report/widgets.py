@@ -69,6 +69,7 @@ class PredictionBrowser(w.VBox):
         )  # fmt: skip
         self._quiet = False
         self._cases: dict[tuple[str, str], Cases] = {}
+        self._seen: set[tuple[str, int]] = set()  # test set and row of each truth that was shown
         self._make_choices()
         self._make_review()
         super().__init__([*self._controls(), self._page(), self._review_row(), self._export_row()])
@@ -211,10 +212,10 @@ class PredictionBrowser(w.VBox):
             self.model.value, tuple(self.others.value[:OTHERS]), self.center.value,
             self.modality.value, self.threshold.value, self.sort.value, self.reverse.value,
             self.keep.value, self.overlay.value, self.position.value - 1,
-            not self.review.value or self._truth_seen,
+            not self.review.value or self._truth_shown,
         )  # fmt: skip
 
-    _truth_seen, _row = False, None
+    _truth_shown, _row = False, None
 
     def _show_ledger(self) -> None:
         names = [(dataset_title(name), name) for name in scored_runs(self.profile.value)]
@@ -254,7 +255,7 @@ class PredictionBrowser(w.VBox):
 
     def _show(self) -> None:
         """Show the case anew; in review mode its truth is hidden again."""
-        self._truth_seen = False
+        self._truth_shown = False
         self._draw()
         if self.review.value:
             self._show_review()
@@ -264,6 +265,8 @@ class PredictionBrowser(w.VBox):
         self._set(self.position, max=max(1, count))
         state, cases = self.state, self.cases
         self._row = browser.shown_row(state, cases)
+        if state.truth:
+            self._seen.add((cases.test_set, self._row))
         if not all(map(cases.is_read, state.models)):  # made from the weights, where none are kept
             self.status.value = "reading probability maps …"
         self.picture.value = to_png(browser.render(state, cases))
@@ -294,15 +297,19 @@ class PredictionBrowser(w.VBox):
         self.progress.value = f"{len(reviews)} rated in {self._review_path().name}"
 
     def _show_truth(self) -> None:
-        self._truth_seen = True
+        self._truth_shown = True
         self._draw()
 
     def _rate(self) -> None:
-        if self.rating.value and len(browser.select(self.state, self.cases)):
-            saved = browser.save_review(
-                self._review_path(), self.state, self.cases, self.rating.value, self.note.value
-            )
-            self.progress.value = f"{len(saved)} rated, saved in {self._review_path()}"
+        earlier = browser.find_review(self._reviews(), self.state, self.cases)
+        if self._row is None or not (earlier or self.rating.value):
+            self.progress.value = "choose a rating: the note is saved with it"
+            return
+        saved = browser.save_review(
+            self._review_path(), self.state, self.cases, self.rating.value, self.note.value,
+            (self.cases.test_set, self._row) in self._seen,
+        )  # fmt: skip
+        self.progress.value = f"{len(saved)} rated, saved in {self._review_path()}"
 
     def _go_to_unrated(self) -> None:
         position = browser.next_unrated(self._reviews(), self.state, self.cases)
