@@ -75,7 +75,12 @@ class Plan:
         return self.logits.copy()[None, None]
 
     def take(self, image: np.ndarray) -> None:
-        """Copy the image to where the first kernel reads it."""
+        """Copy the image to where the first kernel reads it; raise ValueError for another array."""
+        if image.dtype != np.float32 or image.shape != (1, 3, self.size, self.size):
+            raise ValueError(
+                f"image: found {image.dtype} of shape {image.shape};"
+                f" give float32 (1, 3, {self.size}, {self.size})"
+            )
         strides = [ctypes.c_long(stride // 4) for stride in image.strides[1:]]
         self.kernels.take_image(
             ctypes.c_void_p(image.ctypes.data), *strides, self.size, ctypes.byref(self.image)
