@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import PAPER
@@ -218,6 +218,7 @@ def show_video(
     axes = figure.add_subplot(grid[1, :])
     axes.plot(np.arange(1, len(latency) + 1), latency, lw=2.5, color=PALETTE[3])
     axes.set(xlabel="frame", ylabel="ms, frame to mask", ylim=(0, max(5, 1.3 * max(latency))))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"{REAL_TIME} frames a second allow {1000 / REAL_TIME:.0f} ms", color="0.4")
     figure.suptitle(f"{title} (no patient): truth white, mask amber")
     return figure
