@@ -246,6 +246,19 @@ def _check_limits(threads: list[int], isas: list[str]) -> None:
         raise ValueError(f"isas: unknown {min(unknown)!r}; choose from all, {', '.join(LIMITS)}")
 
 
+def _protocol(size: int, frames: int, seconds: float) -> dict[str, Any]:
+    return {
+        "image_size": size, "frame": FRAME, "frames": max(frames, LEAST), "seconds": seconds,
+        "warm_up": WARM_UP, "turn": TURN, "weights": {},
+    }  # fmt: skip
+
+
+def _anatomy(image: np.ndarray, frames: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
+    network, _ = build_model(REWRITTEN)
+    rewrites = time_rewrites(network, image, frames, seconds)
+    return {"parts": time_parts(network, image), "rewrites": rewrites}
+
+
 def benchmark(
     models: list[str] | None = None,
     backends: list[str] | None = None,
@@ -269,12 +282,8 @@ def benchmark(
     _check_limits(threads, isas)
     scene = generated_scene(size)
     settings, left_out = plan_settings(models, backends or default_backends(), threads, isas, size)
-    result = machine()
-    result["protocol"] = {
-        "image_size": size, "frame": FRAME, "frames": max(frames, LEAST), "seconds": seconds,
-        "warm_up": WARM_UP, "turn": TURN, "weights": {},
-    }  # fmt: skip
-    result |= {"left_out": left_out, "rows": []}
+    result = machine() | {"protocol": _protocol(size, frames, seconds), "rows": []}
+    result["left_out"] = left_out
     for name in tqdm(models, "models", disable=None, leave=False):
         own = [setting for setting in settings if setting.model == name]
         timed, failed = time_model(name, own, scene, frames, seconds)
@@ -285,9 +294,7 @@ def benchmark(
         if path:
             write_json(path, result)
     if REWRITTEN in models and 1 in threads:
-        network = build_model(REWRITTEN)[0]
-        result["parts"] = time_parts(network, scene.image)
-        result["rewrites"] = time_rewrites(network, scene.image, frames // 2, seconds / 2)
+        result |= _anatomy(scene.image, frames // 2, seconds / 2)
         if path:
             write_json(path, result)
     return result
