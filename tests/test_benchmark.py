@@ -118,7 +118,7 @@ def test_what_was_timed_is_on_record_after_each_model(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "time_model", time_model)
     path = tmp_path / "bench.json"
     with pytest.raises(KeyboardInterrupt):
-        benchmark.benchmark(["unet_tiny", "lbunet"], ["eager"], [1], size=64, path=path)
+        benchmark.benchmark(path, ["unet_tiny", "lbunet"], ["eager"], [1], size=64)
     kept = json.loads(path.read_text())
     assert [(row["model"], row["speedup"]) for row in kept["rows"]] == [("unet_tiny", 1.0)]
     assert set(kept["protocol"]["weights"]) == {"unet_tiny"}

@@ -260,6 +260,7 @@ def _anatomy(image: np.ndarray, frames: int, seconds: float) -> dict[str, list[d
 
 
 def benchmark(
+    path: Path,
     models: list[str] | None = None,
     backends: list[str] | None = None,
     threads: list[int] | None = None,
@@ -267,7 +268,6 @@ def benchmark(
     size: int = 256,
     frames: int = 200,
     seconds: float = 20.0,
-    path: Path | None = None,
 ) -> dict[str, Any]:
     """Time models (default: Table 4) by backends (default: all here) on one core and on all.
 
@@ -291,12 +291,10 @@ def benchmark(
         result["left_out"] += failed
         weights = build_model(name)[1]
         result["protocol"]["weights"][name] = weights.parent.name if weights else "untrained"
-        if path:
-            write_json(path, result)
+        write_json(path, result)
     if REWRITTEN in models and 1 in threads:
         result |= _anatomy(scene.image, frames // 2, seconds / 2)
-        if path:
-            write_json(path, result)
+        write_json(path, result)
     return result
 
 
@@ -310,7 +308,7 @@ def load_or_run(profile: str, **options: Any) -> dict[str, Any]:
     folder = outputs_dir(profile) / "bench"
     if load_profile(profile).frozen:
         return json.loads((folder / "bench.json").read_text(encoding="utf-8"))
-    return benchmark(**options, path=folder / "bench.json")
+    return benchmark(folder / "bench.json", **options)
 
 
 def agreement(
