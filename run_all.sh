@@ -20,7 +20,7 @@ usage: ./run_all.sh [options]           set up once, then run the study
   --jobs N          runs side by side (default: one a core)
   --engine NAME     local (default: processes of this machine) or ray (the cluster at $RAY_ADDRESS)
   --test            pytest, then every notebook against its committed outputs
-  --all             with --test: the slow tests too (browser, cluster, oracles)
+  --all             with --test: the slow tests too (browser, cluster, student copies, bfloat16)
   --help            this text
 
 Results go to outputs/<profile>/ (or $ULTRASEG_OUTPUTS/<profile>/). A stopped study goes on where it

@@ -9,17 +9,11 @@ echo "== demo study"
 python -m ultraseg_lib study --profile demo
 echo "== pytest"
 python -m pytest tests ultraseg_lib --doctest-modules -q -m "$marker"
-echo "== nbval"  # even and odd notebooks side by side
+echo "== nbval, even and odd notebooks side by side"
+export OMP_NUM_THREADS=1
 check() {
-    OMP_NUM_THREADS=1 python -m pytest --nbval --nbval-current-env \
-        --nbval-sanitize-with tests/nbval.cfg -q "$@"
+    exec python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg -q \
+        notebooks/?["$1"]_*.ipynb
 }
-log=$(mktemp)
-check notebooks/?[02468]_*.ipynb >"$log" 2>&1 &
-even=$!
-status=0
-check notebooks/?[13579]_*.ipynb || status=$?
-wait "$even" || status=$?
-cat "$log"
-rm "$log"
-exit "$status"
+source tests/side_by_side.sh
+side_by_side check 02468 13579

@@ -1,8 +1,13 @@
 """The two ways in: python -m ultraseg_lib, and run_all.sh. Bad input: one line and a non-zero exit."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from ultraseg_lib.__main__ import main
@@ -18,11 +23,42 @@ def script(*words: str) -> subprocess.CompletedProcess:
 def test_script_explains_every_option():
     done = script("--help")
     assert done.returncode == 0
-    for option in (
-        "--profile", "--data", "--only", "--from", "--force", "--models", "--datasets", "--seeds",
-        "--epochs", "--recipe", "--protocol", "--jobs", "--test",
-    ):  # fmt: skip
-        assert option in done.stdout
+    cases = re.findall(r"^    (--.*)\)", (ROOT / "run_all.sh").read_text(), re.MULTILINE)
+    options = re.findall(r"--[a-z]+", " ".join(cases))
+    assert {"--profile", "--engine", "--all", "--help"} <= set(options)
+    assert not [option for option in options if f"{option} " not in done.stdout]
+
+
+SIDE_BY_SIDE = f"""set -euo pipefail
+source {ROOT}/tests/side_by_side.sh
+work() {{ exec bash -c "$1"; }}
+side_by_side work """
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [("'echo a' 'echo b'", 0, "b\na\n"), ("'echo a; exit 3' 'echo b'", 3, "b\na\n"),
+     ("'echo a' 'exit 4'", 4, "a\n")],
+)  # fmt: skip
+def test_two_halves_of_a_check_fail_if_either_fails(words, status, said):
+    done = subprocess.run(["bash", "-c", SIDE_BY_SIDE + words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, said)
+
+
+def test_ctrl_c_ends_both_halves_of_a_check(tmp_path):
+    """A shell starts background commands deaf to Ctrl-C."""
+    words = " ".join(f"'touch {tmp_path}/{name}; exec sleep 60'" for name in "ab")
+    process = psutil.Popen(
+        ["bash", "-c", SIDE_BY_SIDE + words], env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    while len(list(tmp_path.glob("?"))) < 2:
+        time.sleep(0.01)
+    family = process.children(recursive=True)
+    assert len(family) == 2
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """The kernels of our own: right in both precisions, optional, and compiled for this processor."""
 
 import subprocess
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from deployed import generated_image, lively_model, trained_logits
 
-from ultraseg_lib.deploy import native
+from ultraseg_lib.deploy import backends, native
+from ultraseg_lib.deploy.anatomy import PARTS
 from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend, missing_part
 from ultraseg_lib.deploy.inference import exact_form
 from ultraseg_lib.deploy.plan import Plan
@@ -61,11 +63,30 @@ def test_nothing_of_one_frame_stays_for_the_next():
 
 
 @needs_kernels
-def test_time_of_the_parts_is_all_of_the_time():
-    plan = Plan(exact_form(lively_model("ultraseg_130k"), 64))
-    spent = plan.time_parts(generated_image(0, 64))
-    assert {"image", "encoder1", "decoder1", "upsample"} <= set(spent)
-    assert all(milliseconds > 0 for milliseconds in spent.values())
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((1, 3, 32, 32), np.float32), np.zeros((3, 64, 64), np.float32),
+     np.zeros((2, 3, 64, 64), np.float32), np.zeros((1, 3, 64, 64)), np.zeros((1, 3, 64, 64), "u1")],
+    ids=lambda image: f"{image.dtype} {image.shape}",
+)  # fmt: skip
+def test_another_array_is_refused_before_the_kernels_read_it(image):
+    run = load_backend("native", lively_model("ultraseg_130k"), 64)
+    with pytest.raises(ValueError, match=rf"image: found {image.dtype} of shape .*give float32"):
+        run(image)
+
+
+@needs_kernels
+def test_time_of_the_parts_is_the_time_of_a_run():
+    plan, image = Plan(exact_form(lively_model("ultraseg_130k"), 256)), generated_image(0, 256)
+    shares = []
+    for _ in range(20):
+        start = time.perf_counter()
+        spent = plan.time_parts(image)
+        whole = 1e3 * (time.perf_counter() - start)
+        assert all(milliseconds > 0 for milliseconds in spent.values())
+        shares.append(sum(spent.values()) / whole)
+    assert set(spent) == {"image", "upsample", *PARTS}
+    assert 0.9 < np.median(shares) <= 1
 
 
 def test_another_processor_gets_code_of_its_own(monkeypatch, outputs):
@@ -114,6 +135,32 @@ def test_a_compiler_that_fails_is_no_crash(monkeypatch, outputs):
         assert "native" not in available_backends()
     finally:
         native.problem.cache_clear()
+
+
+@pytest.mark.parametrize("backend", ["eager", "inference", "openvino"])
+def test_what_no_backend_can_do_is_named(backend):
+    model = create_model("ultraseg_130k")
+    assert cannot_run(backend, model, 250) == "size: found 250; give a multiple of 16"
+    assert cannot_run(backend, model, 64, threads=0) == "threads: found 0; give 1 or more"
+    assert f"{backend} has no 'float16'" in cannot_run(backend, model, 64, precision="float16")
+    if not missing_part(backend):
+        with pytest.raises(ValueError, match="give a multiple of 16"):
+            load_backend(backend, model, 250)
+
+
+def test_openvino_must_work_in_the_precision_asked_for(monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setitem(backends.PRECISIONS, "float32", "f16")  # CPUs that have bfloat16 take that
+    with pytest.raises(ValueError, match=r"asked for f16, OpenVINO takes (f32|bf16)"):
+        load_backend("openvino", create_model("ultraseg_130k"), 64)
+
+
+def test_bfloat16_is_left_out_where_the_cpu_lacks_it(monkeypatch):
+    monkeypatch.setattr(backends, "has_bfloat16", lambda name: False)
+    model = create_model("ultraseg_130k")
+    for backend in backends.REDUCIBLE:
+        reason = cannot_run(backend, model, 64, precision="bfloat16")
+        assert missing_part(backend) or reason.endswith("does not multiply in bfloat16 on this CPU")
 
 
 @pytest.mark.parametrize(

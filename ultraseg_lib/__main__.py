@@ -227,12 +227,14 @@ def command_bench(args: argparse.Namespace) -> int:
         k: v and list(v) for k, v in vars(args).items() if k in ("models", "backends", "isas")
     }
     threads = [args.threads] if args.threads else None
+    path = args.output or outputs_dir("bench") / "bench.json"
     result = benchmark.benchmark(
-        **options, threads=threads, size=args.size, frames=args.frames, seconds=args.seconds
-    )
+        **options, threads=threads, size=args.size, frames=args.frames, seconds=args.seconds,
+        path=path,
+    )  # fmt: skip
     if args.dataset:
         result["real_images"] = benchmark.agreement_on(args.dataset, options["models"], args.size)
-    write_json(args.output or outputs_dir("bench") / "bench.json", result)
+        write_json(path, result)
     print(json.dumps(result, indent=2) if args.json else benchmark.table(result))
     for line in () if args.json else result["left_out"]:
         print(f"left out: {line}")

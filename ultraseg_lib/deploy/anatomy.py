@@ -87,7 +87,8 @@ def _part_timers(model: nn.Module, size: int) -> dict[str, Callable]:
 def time_parts(model: nn.Module, image: np.ndarray, repeats: int = 50) -> list[dict[str, Any]]:
     """Return the median ms of each part of an `UltraSeg`: PyTorch eager before, deployed after.
 
-    `image` (1, 3, S, S) float32, contiguous. The rows of REST hold what no part does: the last
+    `image` (1, 3, S, S) float32 in [0, 1], contiguous. Raises ValueError for an S that is no
+    multiple of the model's stride. The rows of REST hold what no part does: the last
     upsampling and, before, the supervised maps.
     """
     timers = _part_timers(model.eval(), image.shape[-1])
@@ -137,9 +138,11 @@ def _steps(model: nn.Module, size: int) -> Iterator[tuple[str, str, Callable]]:
 def time_rewrites(
     model: nn.Module, image: np.ndarray, frames: int = 100, seconds: float = 10.0
 ) -> list[dict[str, Any]]:
-    """Return step, backend, median_ms and iqr_ms of every step from the paper's way to our kernels.
+    """Return step, backend and the spread in ms of each step from the paper's way to our kernels.
 
-    Each step keeps the rewrites before it; all are timed in turns.
+    `model` is an `UltraSeg`, `image` (1, 3, S, S) float32 in [0, 1], contiguous. Each step keeps
+    the rewrites before it; all are timed in turns, `frames` times or for `seconds`, whichever is
+    less. Raises ValueError for an S that is no multiple of the model's stride.
     """
     with one_thread():  # also while the steps are made: they trace the network
         steps = list(_steps(model.eval(), image.shape[-1]))

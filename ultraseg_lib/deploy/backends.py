@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ultraseg_lib.deploy import native, plan
-from ultraseg_lib.deploy.export import INPUT, onnx_bytes, to_onnx
+from ultraseg_lib.deploy.export import INPUT, to_onnx
 from ultraseg_lib.deploy.inference import LogitsOnly, exact_form
 
 BACKENDS = {  # all but the first run the exact inference form
@@ -20,14 +20,17 @@ BACKENDS = {  # all but the first run the exact inference form
     "native": "own kernels, UltraSeg-108K and -130K on one core",
 }
 PACKAGES = {"onnx": ("onnx",), "onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # fmt: skip
-ALL_PRECISIONS = {
-    "openvino": ("float32", "bfloat16", "float16"),
-    "native": ("float32", "bfloat16"),
-}
+REDUCIBLE = ("openvino", "native")  # they do bfloat16 too
 LIMITABLE = ("eager", "inference", "openvino")  # OpenVINO in all but its element-wise kernels
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's names
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
 
 Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def split_words(words: str) -> tuple[str, str]:
+    """Split "backend" or "backend:precision" into both; the precision is float32 unless named."""
+    name, _, precision = words.partition(":")
+    return name, precision or "float32"
 
 
 def available_backends() -> list[str]:
@@ -45,6 +48,15 @@ def missing_part(name: str) -> str:
     return native.problem() if name == "native" else ""
 
 
+def has_bfloat16(name: str) -> bool:
+    """Return whether a backend out of REDUCIBLE that is here multiplies in bfloat16 on this CPU."""
+    if name == "native":
+        return native.has_bfloat16()
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def cannot_run(
     name: str,
     model: nn.Module,
@@ -53,22 +65,24 @@ def cannot_run(
     precision: str = "float32",
     isa: str = "all",
 ) -> str:
-    """Return why `load_backend` would refuse these arguments; nothing where it would not.
+    """Return why a backend that is here refuses these arguments; nothing where it does not.
 
     `isa`: "avx2" where newer instructions are to be left out, which not all can.
     """
     if name not in BACKENDS:
         return f"backend: unknown {name!r}; choose from {', '.join(BACKENDS)}"
-    precisions = ALL_PRECISIONS.get(name, ("float32",))
+    precisions = tuple(PRECISIONS)[: 1 + (name in REDUCIBLE)]
     if precision not in precisions:
         return f"precision: {name} has no {precision!r}; choose from {', '.join(precisions)}"
     if isa != "all" and (name not in LIMITABLE or precision != "float32"):
         return f"instruction sets: {name} in {precision} has no setting for {isa} alone"
-    if name != "native":
-        return ""
-    if precision == "bfloat16" and not native.has_bfloat16():
-        return "native multiplies in bfloat16 on CPUs with avx512_bf16 only"
-    return plan.cannot_plan(model, size, threads)
+    if precision == "bfloat16" and not missing_part(name) and not has_bfloat16(name):
+        return f"{name} does not multiply in bfloat16 on this CPU"
+    if threads < 1:
+        return f"threads: found {threads}; give 1 or more"
+    if size < 1 or size % model.stride:
+        return f"size: found {size}; give a multiple of {model.stride}"
+    return plan.cannot_plan(model, size, threads) if name == "native" else ""
 
 
 def load_backend(
@@ -77,18 +91,18 @@ def load_backend(
     """Return a function from image (1, 3, size, size) float32 in [0, 1] to logits (1, 1, size, size).
 
     Both are float32 arrays, the image of any strides. `threads` cores work on one image;
-    `precision` (float32, bfloat16, float16) is that of the arithmetic. Raises ValueError for an
+    `precision` (float32, bfloat16) is that of the arithmetic. Raises ValueError for an
     unknown name or what the backend cannot do, ImportError, with the way to install it, where a
     part is missing.
     """
-    if reason := cannot_run(name, model, size, threads, precision):
-        raise ValueError(reason)
     if lack := missing_part(name):
         raise ImportError(f"backend {name} is not here: {lack}")
+    if reason := cannot_run(name, model, size, threads, precision):
+        raise ValueError(reason)
     if name == "native":
         return plan.Plan(exact_form(model, size), half=precision == "bfloat16").run
     if name == "onnxruntime":
-        return _onnxruntime(onnx_bytes(model, size), threads)
+        return _onnxruntime(to_onnx(exact_form(model, size), size), threads)
     if name == "openvino":
         return openvino_runner(exact_form(model, size), size, threads, precision)
     return _pytorch(name, model, size, threads)
@@ -123,7 +137,10 @@ def _onnxruntime(graph: bytes, threads: int) -> Runner:
 
 
 def openvino_runner(network: nn.Module, size: int, threads: int, precision: str) -> Runner:
-    """Return the runner of a network as it is; the image is not copied if it is contiguous."""
+    """Return the runner of a network as it is; the image is not copied if it is contiguous.
+
+    Raises ValueError where OpenVINO would work in another precision than the one asked for.
+    """
     import openvino
 
     core = openvino.Core()
@@ -135,7 +152,11 @@ def openvino_runner(network: nn.Module, size: int, threads: int, precision: str)
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # the benchmark pins
     }
-    request = core.compile_model(graph, "CPU", settings).create_infer_request()
+    compiled = core.compile_model(graph, "CPU", settings)
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if found != PRECISIONS[precision]:
+        raise ValueError(f"precision: asked for {PRECISIONS[precision]}, OpenVINO takes {found}")
+    request = compiled.create_infer_request()
 
     def run(image: np.ndarray) -> np.ndarray:
         return request.infer([np.ascontiguousarray(image)], share_inputs=True)[0].copy()

@@ -2,11 +2,14 @@
 
 import copy
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,14 @@ from tqdm import tqdm
 
 from ultraseg_lib.data.synthetic import generate_frame
 from ultraseg_lib.deploy.anatomy import time_parts, time_rewrites
-from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend
+from ultraseg_lib.deploy.backends import (
+    REDUCIBLE,
+    available_backends,
+    cannot_run,
+    has_bfloat16,
+    load_backend,
+    split_words,
+)
 from ultraseg_lib.deploy.frame import to_image
 from ultraseg_lib.deploy.timing import LEAST, TURN, Timed, time_in_turns
 from ultraseg_lib.deploy.worker import (
@@ -30,7 +40,7 @@ from ultraseg_lib.deploy.worker import (
     compare,
     seeded_model,
 )
-from ultraseg_lib.models import MODELS, create_model, find_model
+from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.paths import PAPER, outputs_dir, write_json
 from ultraseg_lib.provenance import provenance, usable_cores
 from ultraseg_lib.study import load_frames_of, load_profile
@@ -56,7 +66,7 @@ class Row:
     def check(self, exact: np.ndarray) -> None:
         """Wait until the process has loaded and compared; note what is wrong, if anything is."""
         try:
-            self.found = self.worker.report()
+            self.found = self.worker.receive()
             self.fault = fault(self.worker.setting, self.found, exact)
         except RuntimeError as error:
             self.fault = str(error)
@@ -64,8 +74,16 @@ class Row:
     def plan(self, frames: int, seconds: float) -> None:
         """Set up what is timed; the whole frame and the file get a quarter of the frames."""
         for scope, share in (("model", 1), ("frame", 4), ("file", 4)):
-            sampler = lambda count, scope=scope: self.worker.sample(scope, count)  # noqa: E731
+            sampler = partial(self.sample, scope)
             self.timed[scope] = Timed(sampler, frames // share, seconds / share)
+
+    def sample(self, scope: str, count: int) -> list[float]:
+        """Time so many calls, in ms; where the process fails note why, and end by endless times."""
+        try:
+            return [math.inf] * count if self.fault else self.worker.sample(scope, count)
+        except RuntimeError as error:
+            self.fault = str(error)
+        return [math.inf] * count
 
     def result(self) -> dict[str, Any]:
         """Return the row as JSON: setting, parity, memory, and the spread of its times."""
@@ -95,14 +113,13 @@ def instruction_sets() -> list[str]:
 def default_backends() -> list[str]:
     """Return every backend that is here, those with bfloat16 in it too where the CPU has it."""
     names = available_backends()
-    if not any(flag.endswith("_bf16") for flag in instruction_sets()):
-        return names
-    return [*names, *(f"{name}:bfloat16" for name in ("openvino", "native") if name in names)]
+    reducible = [name for name in REDUCIBLE if name in names and has_bfloat16(name)]
+    return [*names, *(f"{name}:bfloat16" for name in reducible)]
 
 
 def build_model(name: str) -> tuple[nn.Module, Path | None]:
     """Return a model in evaluation mode and its weights: a reference run's, else none and seed 0."""
-    weights = next(iter(shipped_weights(find_model(name).name).values()), None)
+    weights = next(iter(shipped_weights(name).values()), None)
     return seeded_model(name, weights), weights
 
 
@@ -111,30 +128,33 @@ def plan_settings(
 ) -> tuple[list[Setting], list[str]]:
     """Return the settings that can run, and why each other one cannot.
 
-    Raises ValueError for a word that no backend, precision or instruction set has.
+    Raises ValueError for a word that no backend, precision or instruction set has, and where
+    nothing can run.
     """
     settings, left_out = [], []
     for name in models:
         model = create_model(name)
-        for words in backends:
-            backend, _, precision = words.partition(":")
-            for count in threads:
-                for isa in isas:
-                    setting = Setting(name, backend, precision or "float32", count, isa)
-                    reason = cannot_run(backend, model, size, count, setting.precision, isa)
-                    if reason.startswith(("backend", "precision")) and isa == "all":
-                        raise ValueError(reason)
-                    if reason:
-                        left_out.append(f"{setting.label()}: {reason}")
-                    else:
-                        settings.append(setting)
+        for words, count, isa in product(backends, threads, isas):
+            backend, precision = split_words(words)
+            setting = Setting(name, backend, precision, count, isa)
+            reason = cannot_run(backend, model, size, count, precision, isa)
+            if reason.startswith(("backend", "precision")) and isa == "all":
+                raise ValueError(reason)
+            if reason:
+                left_out.append(f"{setting.label()}: {reason}")
+            else:
+                settings.append(setting)
+    if not settings:
+        raise ValueError(f"nothing can be timed: {left_out[0]}")
     return settings, left_out
 
 
 def fault(setting: Setting, found: dict[str, float], exact: np.ndarray) -> str:
     """Say how a row's logits are not the trained model's, or nothing: then it may be timed.
 
-    In float32 they must be within PARITY, in reduced precision within a tenth of the largest logit.
+    `found` is what `worker.compare` returns, `exact` (1, out, S, S) the logits in float64. In
+    float32 the largest difference must be within PARITY, in reduced precision within a tenth of the
+    largest logit.
     """
     allowed = PARITY if setting.precision == "float32" else 0.1 * float(np.abs(exact).max())
     if found["parity"] <= allowed:
@@ -143,7 +163,10 @@ def fault(setting: Setting, found: dict[str, float], exact: np.ndarray) -> str:
 
 
 def logits_in_float64(model: nn.Module, image: np.ndarray) -> np.ndarray:
-    """Return the logits of the trained model in float64, against which all rows are compared."""
+    """Return the logits (1, out, S, S) of the trained model in float64; all rows are held to them.
+
+    `image` (1, 3, S, S), any float type, in [0, 1].
+    """
     with torch.no_grad():
         return copy.deepcopy(model).double()(torch.from_numpy(image.copy()).double()).logits.numpy()
 
@@ -179,12 +202,12 @@ def time_model(
     """Time one model's rows in turns; return them, and why rows that failed are not among them."""
     model, weights = build_model(name)
     with working(settings, weights, scene, logits_in_float64(model, scene.image)) as rows:
-        good = [row for row in rows if not row.fault]
-        for row in good:
-            row.plan(frames, seconds)
-        time_in_turns([each for row in good for each in row.timed.values()], name)
+        for row in rows:
+            if not row.fault:
+                row.plan(frames, seconds)
+        time_in_turns([each for row in rows for each in row.timed.values()], name)
         failed = [f"{row.worker.setting.label()}: {row.fault}" for row in rows if row.fault]
-        return [row.result() for row in good], failed
+        return [row.result() for row in rows if not row.fault], failed
 
 
 def with_speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -223,7 +246,21 @@ def _check_limits(threads: list[int], isas: list[str]) -> None:
         raise ValueError(f"isas: unknown {min(unknown)!r}; choose from all, {', '.join(LIMITS)}")
 
 
+def _protocol(size: int, frames: int, seconds: float) -> dict[str, Any]:
+    return {
+        "image_size": size, "frame": FRAME, "frames": max(frames, LEAST), "seconds": seconds,
+        "warm_up": WARM_UP, "turn": TURN, "weights": {},
+    }  # fmt: skip
+
+
+def _anatomy(image: np.ndarray, frames: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
+    network, _ = build_model(REWRITTEN)
+    rewrites = time_rewrites(network, image, frames, seconds)
+    return {"parts": time_parts(network, image), "rewrites": rewrites}
+
+
 def benchmark(
+    path: Path,
     models: list[str] | None = None,
     backends: list[str] | None = None,
     threads: list[int] | None = None,
@@ -236,46 +273,42 @@ def benchmark(
 
     A backend's name may carry a precision, as in "openvino:bfloat16"; `isas` out of "all" and
     "avx2". Returns what `machine` says, the protocol, `rows` (ms, MB) and `left_out`, rows that
-    cannot be; with an UltraSeg on one core also its `parts` and `rewrites`. Raises ValueError for
-    an unknown name. A row whose logits differ from the trained model's is left out, not timed.
+    cannot be or failed; with REWRITTEN on one core also its `parts` and `rewrites`. What there is
+    after each model is written to `path`. Raises ValueError for an unknown name and where nothing
+    can run. A row whose logits differ from the trained model's is left out, not timed.
     """
     threads = sorted(set(threads or (1, usable_cores())))
     models, isas = models or table4_models(), isas or ["all"]
     _check_limits(threads, isas)
     scene = generated_scene(size)
     settings, left_out = plan_settings(models, backends or default_backends(), threads, isas, size)
-    result = machine()
-    result["protocol"] = {
-        "image_size": size, "frame": FRAME, "frames": max(frames, LEAST), "seconds": seconds,
-        "warm_up": WARM_UP, "turn": TURN, "weights": {},
-    }  # fmt: skip
-    rows: list[dict[str, Any]] = []
+    result = machine() | {"protocol": _protocol(size, frames, seconds), "rows": []}
+    result["left_out"] = left_out
     for name in tqdm(models, "models", disable=None, leave=False):
         own = [setting for setting in settings if setting.model == name]
         timed, failed = time_model(name, own, scene, frames, seconds)
-        rows, left_out = rows + timed, left_out + failed
+        result["rows"] = with_speedup(result["rows"] + timed)
+        result["left_out"] += failed
         weights = build_model(name)[1]
         result["protocol"]["weights"][name] = weights.parent.name if weights else "untrained"
-    result |= {"left_out": left_out, "rows": with_speedup(rows)}
+        write_json(path, result)
     if REWRITTEN in models and 1 in threads:
-        network = build_model(REWRITTEN)[0]
-        result["parts"] = time_parts(network, scene.image)
-        result["rewrites"] = time_rewrites(network, scene.image, frames // 2, seconds / 2)
+        result |= _anatomy(scene.image, frames // 2, seconds / 2)
+        write_json(path, result)
     return result
 
 
 def load_or_run(profile: str, **options: Any) -> dict[str, Any]:
     """Return the committed benchmark for the reference profile, else run one and keep it.
 
-    `options` are those of `benchmark`. The committed one times the UltraSegs at length; a
-    second, shorter run, under ``table4``, has every model of Table 4.
+    `options` are those of `benchmark`, and so are the ValueErrors. The committed one times the
+    UltraSegs at length; a second, shorter run, under ``table4``, has every model of Table 4. Raises
+    FileNotFoundError where it is gone.
     """
     folder = outputs_dir(profile) / "bench"
     if load_profile(profile).frozen:
         return json.loads((folder / "bench.json").read_text(encoding="utf-8"))
-    result = benchmark(**options)
-    write_json(folder / "bench.json", result)
-    return result
+    return benchmark(folder / "bench.json", **options)
 
 
 def agreement(
@@ -291,15 +324,14 @@ def agreement(
     size = images.shape[1]
     exact = [logits_in_float64(model, _image(pixels)) for pixels in tqdm(images, "exact", disable=None)]  # fmt: skip
     rows = []
-    for words in names:
-        backend, _, precision = words.partition(":")
-        if cannot_run(backend, model, size, 1, precision or "float32"):
+    for backend, precision in map(split_words, names):
+        if cannot_run(backend, model, size, 1, precision):
             continue
-        run = load_backend(backend, model, size, 1, precision or "float32")
+        run = load_backend(backend, model, size, 1, precision)
         found = [compare(run(_image(p)), e) | {"top": np.abs(e).max()} for p, e in zip(images, exact, strict=True)]  # fmt: skip
         equal = np.array([each["pixels_equal"] for each in found])
         rows.append({
-            "model": name, "backend": backend, "precision": precision or "float32",
+            "model": name, "backend": backend, "precision": precision,
             "images": len(images), "pixels_equal": float(equal.mean()),
             "pixels_equal_worst": float(equal.min()),
             "relative_parity": float(max(each["parity"] / each["top"] for each in found)),
@@ -310,7 +342,11 @@ def agreement(
 def agreement_on(
     dataset: str, models: list[str] | None, size: int, count: int = 200
 ) -> list[dict[str, Any]]:
-    """Return the `agreement` of every trained UltraSeg among `models` on a dataset's test images."""
+    """Return the `agreement` of every trained model among `models` on a dataset's test images.
+
+    `models` (default: Table 4), the first `count` images at `size` px. Raises ValueError for a
+    dataset that is unknown or not there.
+    """
     frames = load_frames_of(dataset, load_profile("lite", image_size=size)).part("test")
     images = np.asarray(frames.images[:count])
     trained = [name for name in models or table4_models() if shipped_weights(name)]

@@ -35,16 +35,11 @@ def describe(name: str, size: int, weights: Path | None) -> dict[str, str]:
     }
 
 
-def onnx_bytes(model: nn.Module, size: int, metadata: dict[str, str] | None = None) -> bytes:
-    """Return a model, in its exact inference form, as a checked ONNX file with a dynamic batch.
+def to_onnx(network: nn.Module, size: int, metadata: dict[str, str] | None = None) -> bytes:
+    """Return a network, as it is, as a checked ONNX file with a dynamic batch.
 
     Input "image" (N, 3, size, size) float32 in [0, 1], output "logits" (N, out_channels, size, size).
     """
-    return to_onnx(exact_form(model, size), size, metadata)
-
-
-def to_onnx(network: nn.Module, size: int, metadata: dict[str, str] | None = None) -> bytes:
-    """Return a network as it is, as `onnx_bytes` does."""
     import onnx
 
     file = io.BytesIO()
@@ -88,7 +83,7 @@ def export(
     if lack := missing_part("onnx"):
         raise ImportError(f"export is not possible here: {lack}")
     metadata = describe(name, size, weights)
-    graph = onnx_bytes(model, size, metadata)
+    graph = to_onnx(exact_form(model, size), size, metadata)
     with whole_folder(folder / name) as temporary:
         (temporary / "model.onnx").write_bytes(graph)
         (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")

@@ -53,7 +53,7 @@ def frozen_conv(weight: Tensor, bias: Tensor | None, **options: int) -> nn.Conv2
 
 
 class FastGroupNorm(nn.Module):
-    """GroupNorm as one multiplication and one addition, from the sums of each channel.
+    """GroupNorm (N, C, H, W) as one multiplication and one addition, from the sums of each channel.
 
     Without `affine` the layer after it holds weight and bias. `phases`: how many blocks of
     channels, one behind the other, hold pixels of the same channels.
@@ -81,7 +81,7 @@ class FastGroupNorm(nn.Module):
 
 
 def fold_norms_into_down(stage: ConvStage) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the 2x2 convolution with the affine parts of both norms in it."""
+    """Return weight (out, out, 2, 2) and bias (out) of the 2x2 with both norms' affines in it."""
     group, batch, conv = stage.norm, stage.down.norm, stage.down.conv
     gain = batch.weight / torch.sqrt(batch.running_var + batch.eps)
     shift = (group.bias - batch.running_mean) * gain + batch.bias
@@ -90,7 +90,7 @@ def fold_norms_into_down(stage: ConvStage) -> tuple[Tensor, Tensor]:
 
 
 class DepthwiseDilated(nn.Module):
-    """EDB (Eq. 2) with depthwise branches: the sums over each group move into the 1x1."""
+    """EDB (Eq. 2), (N, C, H, W), with depthwise branches: sums over groups move into the 1x1."""
 
     def __init__(self, block: EnhancedDilatedBlock) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class DepthwiseDilated(nn.Module):
 
 
 class ExactStage(nn.Module):
-    """`ConvStage` with both norms folded into the 2x2 convolution."""
+    """`ConvStage`, (N, C, H, W) to (N, out, H/2, W/2), with both norms folded into its 2x2."""
 
     def __init__(self, stage: ConvStage) -> None:
         super().__init__()
@@ -131,7 +131,10 @@ class ExactStage(nn.Module):
 
 
 class ExactFirstStage(nn.Module):
-    """`ConvStage` at half size: the four pixels of a 2x2 square are four blocks of channels."""
+    """`ConvStage` at half size: the four pixels of a 2x2 square are four blocks of channels.
+
+    Image (N, 3, H, W) to (N, out, H/2, W/2); H and W are even.
+    """
 
     def __init__(self, stage: ConvStage) -> None:
         super().__init__()
@@ -152,7 +155,7 @@ class ExactFirstStage(nn.Module):
 
 
 def standardise(feature: Tensor) -> Tensor:
-    """Give each pixel's channels the mean 0 and the variance 1, as `ChannelNorm` does."""
+    """Give each pixel's channels (N, C, H, W) mean 0 and variance 1, as `ChannelNorm` does."""
     centred = feature - feature.mean(dim=1, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + 1e-6)
 
@@ -184,7 +187,7 @@ class ExactAttention(nn.Module):
 
 
 class ExactPooled(nn.Module):
-    """`PooledStage` of an attention."""
+    """`PooledStage` of an attention: (N, C, size, size) to (N, out, size/2, size/2)."""
 
     def __init__(self, stage: PooledStage) -> None:
         super().__init__()
@@ -195,7 +198,7 @@ class ExactPooled(nn.Module):
 
 
 class Double(nn.Module):
-    """Resize (N, C, size, size) to twice the size, corners on corners, as two matrix products."""
+    """Resize (N, C, size, size) to (N, C, 2 size, 2 size), corners on corners, as two matrix products."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -250,7 +253,10 @@ class ExactDecoder(nn.Module):
 
 
 class LastDecoder(nn.Module):
-    """The last `GatedDecoderStage` and the main head, as they were trained."""
+    """The last `GatedDecoderStage` and the main head, as they were trained.
+
+    Feature (N, C, H/4, W/4) and skip (N, out, H/2, W/2) to logits (N, out_channels, H/2, W/2).
+    """
 
     def __init__(self, stage: GatedDecoderStage, head: nn.Conv2d) -> None:
         super().__init__()

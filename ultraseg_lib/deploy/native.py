@@ -96,7 +96,7 @@ def problem() -> str:
 
 
 def has_bfloat16() -> bool:
-    """Return whether the compiled kernels can multiply in bfloat16."""
+    """Return whether the kernels are here and can multiply in bfloat16 (avx512_bf16)."""
     return not problem() and bool(build().can_half())
 
 

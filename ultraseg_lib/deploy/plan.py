@@ -55,7 +55,7 @@ def cannot_plan(model: nn.Module, size: int, threads: int) -> str:
 class Plan:
     """The kernel calls of one model at one size, in float32; with `half`, convolutions read bfloat16.
 
-    `parts` names the part of the network of each call; `keep` holds what their pointers point to.
+    Features are (row, column, channel); the shapes below are without halos. `parts` names the part of the network of each call; `keep` holds what their pointers point to.
     """
 
     def __init__(self, model: ExactUltraSeg, half: bool = False) -> None:
@@ -68,7 +68,10 @@ class Plan:
         self.plan(model)
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        """Image (1, 3, size, size) float32, any strides, to logits (1, 1, size, size)."""
+        """Image (1, 3, size, size) float32, any strides, to logits (1, 1, size, size).
+
+        Raises ValueError for another shape or type.
+        """
         self.take(image)
         for kernel, arguments in self.calls:
             kernel(*arguments)
@@ -76,6 +79,11 @@ class Plan:
 
     def take(self, image: np.ndarray) -> None:
         """Copy the image to where the first kernel reads it."""
+        if image.dtype != np.float32 or image.shape != (1, 3, self.size, self.size):
+            raise ValueError(
+                f"image: found {image.dtype} of shape {image.shape};"
+                f" give float32 (1, 3, {self.size}, {self.size})"
+            )
         strides = [ctypes.c_long(stride // 4) for stride in image.strides[1:]]
         self.kernels.take_image(
             ctypes.c_void_p(image.ctypes.data), *strides, self.size, ctypes.byref(self.image)
@@ -130,7 +138,7 @@ class Plan:
     def conv(
         self, weight: np.ndarray, bias: Tensor | np.ndarray, step: int = 1, act: int = 0
     ) -> Conv:
-        """Describe a convolution from its weight (kh, kw, in, out)."""
+        """Describe a convolution from its weight (kh, kw, in, out) and bias (out)."""
         rows, columns, inside, _ = weight.shape
         weight, bias = packed(weight), packed(bias)
         out, run = weight.shape[-1], columns * inside
@@ -151,13 +159,19 @@ class Plan:
 
     def convolve(self, conv: Conv, source: View, target: View, height: int, width: int = 0,
                  stats: bool = False) -> np.ndarray | None:  # fmt: skip
-        """Add a convolution; with `stats`, return where each channel's sums will stand."""
+        """Add a convolution to (height, width, out).
+
+        With `stats`, returns where the sums and the sums of squares (2 out) will stand.
+        """
         sums = np.zeros(2 * conv.out) if stats else None
         self.call("convolve", conv, source, target, View(), height, width or height, sums)
         return sums
 
     def pointwise(self, conv: nn.Conv2d, source: Feature, size: int, act: int = 0) -> Feature:
-        """Add a 1x1 convolution to a feature of its own; the source may have lanes of zeros more."""
+        """Add a 1x1 convolution, (size, size, in) to (size, size, out).
+
+        The source may have lanes of zeros more.
+        """
         weight = np.zeros((1, 1, source.array.shape[-1], conv.out_channels), np.float32)
         weight[:, :, : conv.in_channels] = taps(conv.weight)
         target = self.feature(size, conv.out_channels)
@@ -210,7 +224,10 @@ class Plan:
                   zeros(size))  # fmt: skip
 
     def first_stage(self, model: ExactUltraSeg) -> Feature:
-        """Statistics of the first convolution, then it and the 2x2 one as a single 4x4."""
+        """Statistics of the first convolution, then it and the 2x2 one as a single 4x4.
+
+        Image (size, size, 3) to (size / 2, size / 2, 8).
+        """
         stage, size = model.encoder1, self.size
         image, skip = self.feature(size, 3, halo=1), self.feature(size // 2, 8, halo=1)
         self.image = image.view()
@@ -247,7 +264,7 @@ class Plan:
         return np.stack([beside(taps(each), 2) for each in filters]), moved
 
     def stage(self, stage: ExactStage, source: Feature, size: int, target: Feature) -> None:
-        """3x3, EDBs if any, GroupNorm inside the 2x2: to half `size`."""
+        """3x3, EDBs if any, GroupNorm inside the 2x2: (size, size, in) to (size/2, size/2, out)."""
         channels, blocks = stage.conv.out_channels, list(stage.context)
         order = np.arange(channels)
         if blocks:  # (of the group, group): what a group's branches read then lies in three vectors
@@ -268,7 +285,7 @@ class Plan:
     def edb(
         self, block: DepthwiseDilated, source: Feature, order: np.ndarray, size: int
     ) -> tuple[Feature, np.ndarray]:
-        """EDB (Eq. 2) on channels in the order (of the group, group)."""
+        """EDB (Eq. 2), (size, size, C), with its sums; channels in the order (of the group, group)."""
         target, third = self.feature(size, len(order), halo=3), len(order) // 3
         branches = [each.weight.reshape(third, 3, 9).permute(2, 1, 0) for each in block.branches]
         mix = taps(torch.cat([mix.weight[:, ::3] for mix in block.mixes], dim=1))[..., order]
@@ -281,7 +298,7 @@ class Plan:
     def attention(
         self, block: ExactAttention, source: Feature, size: int
     ) -> tuple[Feature, np.ndarray]:
-        """GSA, with the sums for the GroupNorm after it."""
+        """GSA, (size, size, in) to (size, size, out), with the sums for the GroupNorm after it."""
         channels, out = block.pointwise.in_channels, block.pointwise.out_channels
         maps = (block.gain, block.offset, block.constant)
         gain, offset, constant = (packed(each[0].permute(1, 2, 0)) for each in maps)
@@ -294,7 +311,10 @@ class Plan:
         return target, self.convolve(conv, self.read(after), target.view(), size, stats=True)
 
     def fourth_stage(self, model: ExactUltraSeg, skip3: Feature) -> tuple[np.ndarray, Feature]:
-        """The fourth skip, alone or (with AGF) behind room for what AGF mixes it with."""
+        """The fourth skip, alone or (with AGF) behind room for what AGF mixes it with.
+
+        (size / 8, size / 8, 48) to (size / 16, size / 16, 64), inside an array of 64 or 128 channels.
+        """
         size = self.size // 16
         mixed, stats = self.attention(model.encoder4.block, skip3, 2 * size)
         scale, shift = self.norm(model.encoder4.norm, stats, 4 * size * size, np.arange(64))
@@ -306,7 +326,10 @@ class Plan:
     def fuse_attention(
         self, model: ExactUltraSeg, skip3: Feature, both: np.ndarray, skip4: Feature
     ) -> Feature:
-        """AGF: stage 3, brought to the size of stage 4, and both blended pixel by pixel."""
+        """AGF: stage 3, brought to the size of stage 4, and both blended pixel by pixel.
+
+        (size / 8, size / 8, 48) and (size / 16, size / 16, 64) to (size / 16, size / 16, 64).
+        """
         size = self.size // 16
         small, shallow = self.feature(size, 48), Feature(both, halo=1)
         table = corners(2 * size, size)
@@ -326,7 +349,7 @@ class Plan:
         return fused
 
     def bottom(self, model: ExactUltraSeg, fused: Feature) -> Feature:
-        """The 3x3 bottleneck and, where there is one, SSA."""
+        """The 3x3 bottleneck and, if any, SSA: (size/16, size/16, 64) to (size/16, size/16, 96)."""
         size = self.size // 16
         bottom = self.feature(size, 96)
         conv = self.conv(taps(model.bottleneck.weight), model.bottleneck.bias)
@@ -349,7 +372,7 @@ class Plan:
     def decode(
         self, stage: ExactDecoder, source: Feature, skip: Feature, size: int, target: int
     ) -> Feature:
-        """A decoder stage from `size` to `target` pixels."""
+        """A decoder stage: (size, size, in) and skip (target, target, C) to (target, target, C)."""
         mixed, stats = self.attention(stage.block, source, size)
         channels = stage.gates.in_channels
         scale, shift = self.norm(stage.norm, stats, size * size, np.arange(channels))
@@ -364,7 +387,10 @@ class Plan:
         return result
 
     def last_stage(self, model: ExactUltraSeg, source: Feature, skip: Feature) -> np.ndarray:
-        """The decoder stage at half size and the head: logits (size / 2, size / 2)."""
+        """The decoder stage at half size and the head.
+
+        (size / 4, size / 4, 16) and skip (size / 2, size / 2, 8) to logits (size / 2, size / 2).
+        """
         stage, size = model.decoder1, self.size
         mixed, half, table = self.feature(size // 4, 8), zeros(size // 2, size // 2), corners(size // 4, size // 2)  # fmt: skip
         conv = self.conv(beside(taps(stage.block.weight), 1), stage.block.bias.repeat(2))

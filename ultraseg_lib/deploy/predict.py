@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError
 from ultraseg_lib.data.loading import read_image
-from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend
+from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend, split_words
 from ultraseg_lib.deploy.frame import segment_frame
 from ultraseg_lib.metrics import MIN_POLYP_PX
 from ultraseg_lib.paths import whole_file
@@ -30,6 +30,7 @@ COLUMNS = (
     "file", "frame", "mask", "width", "height", "area_px", "area_share", "n_polyps",
     "center_x", "center_y", "box_x", "box_y", "box_width", "box_height", "latency_ms",
 )  # fmt: skip
+TABLE = "measurements.csv"
 OUTLINE = (255, 176, 0)  # RGB; the colour of predictions in every figure (report.figures.PRED)
 FULL_COLOUR = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 PATIENCE = 30  # frames in a row that cannot be decoded before the rest is given up
@@ -196,13 +197,13 @@ def load_segmenter(network: nn.Module, size: int, backend: str, threads: int = 1
     `backend` may carry a precision, as in "native:bfloat16". Raises ValueError for a backend that
     is unknown, not installed, or cannot run this network.
     """
-    name, _, precision = backend.partition(":")
+    name, precision = split_words(backend)
     if name not in available_backends():
         raise ValueError(
             f"backend: {name!r} is not installed; here are {', '.join(available_backends())}"
         )
     cv2.setNumThreads(threads)
-    run = load_backend(name, network, size, threads, precision or "float32")
+    run = load_backend(name, network, size, threads, precision)
     run(np.zeros((1, 3, size, size), np.float32))  # the first call sets things up: not timed
     return lambda frame: segment_frame(frame, run, size)
 
@@ -242,7 +243,10 @@ def overlay(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def write_latency(drawn: np.ndarray, milliseconds: float) -> None:
-    """Write the latency and the frame rate into the upper left corner of a frame, in place."""
+    """Write the latency (ms) and the frame rate into the upper left corner of a frame, in place.
+
+    `drawn` (H, W, 3) uint8 RGB.
+    """
     text = f"{milliseconds:.1f} ms, {1000 / milliseconds:.0f} frames/s"
     scale = max(drawn.shape[0] / 500, 0.35)
     place = (round(12 * scale), round(30 * scale))
@@ -262,10 +266,22 @@ def check_output(folder: Path, source: Source) -> None:
 
 
 def _make_folder(folder: Path) -> None:
+    """Make the folder; of an earlier run's results in it, remove the table and what it names."""
     try:
         (folder / "overlays").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output {folder}: cannot be made: {error.strerror}") from None
+    table = folder / TABLE
+    if not table.exists():
+        return
+    with table.open(newline="", encoding="utf-8") as file:
+        earlier = csv.DictReader(file)
+        if tuple(earlier.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{table}: not written by predict; choose another --output")
+        for mask in (Path(row["mask"]).name for row in earlier if row["mask"]):
+            (folder / mask).unlink(missing_ok=True)
+            (folder / "overlays" / mask).with_suffix(".jpg").unlink(missing_ok=True)
+    table.unlink()
 
 
 def encode(suffix: str, pixels: np.ndarray) -> bytes:
@@ -281,26 +297,19 @@ def _write_picture(path: Path, pixels: np.ndarray) -> None:
         temporary.write_bytes(encode(path.suffix, pixels))
 
 
-def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
-
-
 @dataclass
 class Outcome:
-    """What was done: one row of the table a frame, the reasons of bad ones, whether Ctrl-C ended it."""
+    """What was done: the ms of each frame, the number of bad ones, whether Ctrl-C ended it."""
 
-    rows: list[dict[str, object]] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
+    latency: list[float] = field(default_factory=list)
+    bad: int = 0
     stopped: bool = False
 
     def summary(self) -> str:
         """Say it in one line."""
-        said = f"{len(self.rows)} segmented, {len(self.bad)} bad"
-        if self.rows:
-            latency = statistics.median(row["latency_ms"] for row in self.rows)
+        said = f"{len(self.latency)} segmented, {self.bad} bad"
+        if self.latency:
+            latency = statistics.median(self.latency)
             said += f", median {latency:.1f} ms a frame ({1000 / latency:.0f} frames/s)"
         return said + (", stopped by Ctrl-C" if self.stopped else "")
 
@@ -309,8 +318,9 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
     """Segment the frames of a source, at most ``limit``; write masks, overlays and the table.
 
     ``folder`` gets ``<stem>.png``, ``overlays/<stem>.jpg`` and ``measurements.csv``. A bad frame is
-    reported and skipped. The table is written at the end, also after Ctrl-C or an error. Raises
-    ValueError where the folder cannot be made.
+    reported and skipped. The table grows row by row, so that it holds all that was done, however
+    the run ends. Results of an earlier run in the folder go first. Raises ValueError where the
+    folder cannot be made or its table is none of ours.
     """
     _make_folder(folder)
     outcome = Outcome()
@@ -319,31 +329,33 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
         islice(source.shots, limit), "segment", None if total == sys.maxsize else total,
         unit="frame", disable=None,
     )  # fmt: skip
-    try:
-        for shot in bar:
-            if isinstance(shot, DataError):
-                outcome.bad.append(str(shot))
-                tqdm.write(f"skipped: {shot}", file=sys.stderr)
-            else:
-                outcome.rows.append(_predict_one(shot, segment, folder))
-                bar.set_postfix_str(f"{outcome.rows[-1]['latency_ms']:.1f} ms", refresh=False)
-    except KeyboardInterrupt:
-        outcome.stopped = True
-    finally:
-        bar.close()
-        _write_table(folder / "measurements.csv", outcome.rows)
+    line = {"buffering": 1, "newline": "", "encoding": "utf-8"}  # a row is on disk when it is done
+    with bar, (folder / TABLE).open("w", **line) as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        try:
+            for shot in bar:
+                if isinstance(shot, DataError):
+                    outcome.bad += 1
+                    tqdm.write(f"skipped: {shot}", file=sys.stderr)
+                else:
+                    table.writerow(row := _predict_one(shot, segment, folder))
+                    outcome.latency.append(row["latency_ms"])
+                    bar.set_postfix_str(f"{row['latency_ms']:.1f} ms", refresh=False)
+        except KeyboardInterrupt:
+            outcome.stopped = True
     return outcome
 
 
 def timed(segment: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return a frame's mask and the milliseconds that it took."""
+    """Return the mask (H, W) uint8 of a frame (H, W, 3) uint8 RGB and the ms that it took."""
     start = time.perf_counter()
     mask = segment(pixels)
     return mask, (time.perf_counter() - start) * 1000
 
 
 def _predict_one(shot: Shot, segment: Segmenter, folder: Path) -> dict[str, object]:
-    """Segment one frame and write its pictures; return its row of the table."""
+    """Segment one frame, write its pictures and return its row of the table."""
     mask, latency = timed(segment, shot.pixels)
     name = f"{shot.stem}.png"
     height, width = mask.shape
@@ -353,5 +365,5 @@ def _predict_one(shot: Shot, segment: Segmenter, folder: Path) -> dict[str, obje
     if shot.is_video:
         write_latency(drawn, latency)
     _write_picture(folder / "overlays" / f"{shot.stem}.jpg", drawn)
-    _write_picture(folder / name, mask)  # last: Ctrl-C leaves no mask without its row
+    _write_picture(folder / name, mask)  # last: no mask stands long without its row
     return row

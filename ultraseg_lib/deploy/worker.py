@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -100,7 +100,11 @@ def peak_memory() -> float:
 
 
 def compare(logits: np.ndarray, exact: np.ndarray) -> dict[str, float]:
-    """Return the largest difference of a logit (parity) and the share of mask pixels that agree."""
+    """Compare two arrays of logits of one shape.
+
+    Returns `parity`, the largest difference of a logit, and `pixels_equal`, the share of pixels
+    whose masks at P = 0.5 agree.
+    """
     return {
         "parity": float(np.abs(logits - exact).max()),
         "pixels_equal": float(((logits > 0) == (exact > 0)).mean()),
@@ -173,19 +177,26 @@ class Worker:
 
     def give(self, weights: Path | None, scene: Scene, exact: np.ndarray) -> None:
         """Say what to load and what to compare it with; waits until the process has started."""
-        self.pipe.send((weights, scene, exact))
+        self._send(weights, scene, exact)
 
-    def report(self) -> dict[str, float]:
-        """Return parity, pixels_equal, and the memory in MB of the backend and of the process.
+    def receive(self) -> Any:
+        """Wait for the answer; raise RuntimeError, with the reason, where there is none.
 
-        Waits until all is loaded; raises RuntimeError, with the reason, where it cannot be.
+        The first, once all is loaded: parity, pixels_equal, and the MB of backend and process.
         """
-        return self._receive()
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(5)
+            answer = f"its process ended with exit code {self.process.exitcode}"
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
 
     def sample(self, scope: str, count: int) -> list[float]:
-        """Return the times in ms of `count` calls."""
-        self.pipe.send((scope, count))
-        return self._receive()
+        """Return the times in ms of `count` calls; raises RuntimeError as `receive` does."""
+        self._send(scope, count)
+        return self.receive()
 
     def close(self) -> None:
         """End the process."""
@@ -193,11 +204,6 @@ class Worker:
             self.process.terminate()
         self.process.join()
 
-    def _receive(self) -> Any:
-        try:
-            answer = self.pipe.recv()
-        except EOFError:
-            answer = "the process ended"
-        if isinstance(answer, str):
-            raise RuntimeError(answer)
-        return answer
+    def _send(self, *words: object) -> None:
+        with suppress(OSError):  # where the process is gone `receive` says so
+            self.pipe.send(words)
