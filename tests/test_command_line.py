@@ -78,6 +78,7 @@ def test_script_refuses_an_old_python(tmp_path):
         (["run", "--only", "77"], "no notebook '77'"),
         (["run", "--from", "x"], "no notebook 'x'"),
         (["models", "--models", "ultraseg"], "ultraseg_130k"),
+        (["study", "--only", "lbunet-my_own-strong-clean-e1-s0"], "'my_own'"),
     ],
 )
 def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):
@@ -86,6 +87,27 @@ def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):
     assert told.startswith("error: ")
     assert reason in told
     assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--dat", "--prof", "--epoch"])
+def test_options_have_no_short_forms(option, capsys):
+    """--data must never be read as --datasets."""
+    with pytest.raises(SystemExit):
+        main(["study", option, "1"])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+def test_the_data_folder_may_be_named(kvasir, monkeypatch, capsys, outputs):
+    monkeypatch.setenv("ULTRASEG_DATA", "nowhere")  # and set back after the test
+    folder = kvasir()
+    assert main(["data", "--data", str(folder)]) == 0
+    assert "kvasir_seg         3 pairs" in capsys.readouterr().out
+    run_id = "unet_tiny-kvasir_seg-strong-clean-e1-s0"  # the committed split names 1,000 images
+    assert main(["study", "--profile", "lite", "--only", run_id, "--data", str(folder)]) == 2
+    assert "not in the folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["study", "--data", str(folder / "nowhere")])
+    assert "nowhere not found" in capsys.readouterr().err
 
 
 def test_missing_data_folder_is_one_line(monkeypatch, capsys, tmp_path):

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ultraseg_lib import engines, study
+from ultraseg_lib.__main__ import main
 from ultraseg_lib.paths import ROOT
 
 
@@ -29,6 +30,17 @@ def test_a_student_waits_for_its_teacher(outputs):
     teacher, student = (run.folder / "config.json" for run in runs)
     assert teacher.stat().st_mtime < student.stat().st_mtime
     assert study.read_config(runs[1])["inputs"]["teacher"] == runs[0].run_id
+
+
+def test_a_student_alone_brings_its_teacher(outputs, monkeypatch):
+    """``--only`` names the student; ``--force`` then does it anew, not its teacher."""
+    student = "unet_tiny+kd10-synthetic-strong-clean-e2-s0"
+    planned, forgotten = [], []
+    monkeypatch.setattr("ultraseg_lib.__main__._train", lambda _, runs, *rest: planned.extend(runs))
+    monkeypatch.setattr("ultraseg_lib.__main__._forget", lambda runs, _: forgotten.extend(runs))
+    assert main(["study", "--only", student, "--force"]) == 0
+    assert [run.model for run in planned] == ["ultraseg_500k", "unet_tiny+kd10"]
+    assert [run.run_id for run in forgotten] == [student]
 
 
 def test_a_student_of_a_failed_teacher_fails_with_its_name(outputs):

@@ -2,15 +2,23 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ultraseg_lib.data import FoundDataset
     from ultraseg_lib.study import Profile, Run
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes options by their whole names only: --dat is neither data nor datasets."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
 
 def _list_of(kind: type) -> Callable[[str], tuple]:
@@ -21,6 +29,20 @@ def _list_of(kind: type) -> Callable[[str], tuple]:
 
     parse.__name__ = f"comma-separated {kind.__name__}"
     return parse
+
+
+def _folder(text: str) -> Path:
+    """Argparse type of a folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"folder {text} not found")
+    return Path(text).resolve()
+
+
+def _add_data_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", type=_folder, metavar="DIR", default=argparse.SUPPRESS,
+        help="folder that holds the datasets (default: $ULTRASEG_DATA, else data/raw)",
+    )  # fmt: skip
 
 
 def _add_grid(parser: argparse.ArgumentParser) -> None:
@@ -180,15 +202,14 @@ def _refuse_frozen(profile: "Profile") -> None:
 
 def command_study(args: argparse.Namespace) -> int:
     """Train and score what the ledger lacks."""
-    from ultraseg_lib.study import GRIDS, parse_run_id, plan_grids
+    from ultraseg_lib.grid import GRIDS, parse_run_id, plan_grids, with_teachers
 
     profile = _profile(args)
     _refuse_frozen(profile)
-    runs = plan_grids(profile, args.grid or GRIDS)
-    if args.only:
-        runs = [parse_run_id(profile.name, args.only)]
+    only = [parse_run_id(profile.name, args.only)] if args.only else []
+    runs = with_teachers(only, profile) or plan_grids(profile, args.grid or GRIDS)
     if args.force:
-        _forget(runs, profile)
+        _forget(only or runs, profile)
     return int(bool(_train(profile, runs, args.jobs, args.engine)))
 
 
@@ -344,13 +365,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     verify = actions.add_parser("verify", help=command_verify.__doc__)
     verify.add_argument("names", nargs="*", help="of datasets, as listed (default: all)")
     audit = actions.add_parser("audit", help=command_audit.__doc__)
+    for each in (verify, audit):
+        _add_data_folder(each)
     commands = {fetch: command_fetch, verify: command_verify, audit: command_audit}
     for action, command in commands.items():
         action.set_defaults(command=command)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ultraseg_lib", description=__doc__)
+    parser = _Parser(prog="python -m ultraseg_lib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -358,8 +381,9 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    add("check", command_check)
-    _add_data(add("data", command_data))
+    check = add("check", command_check)
+    data = add("data", command_data)
+    _add_data(data)
     models = add("models", command_models)
     models.add_argument("--models", type=_list_of(str), help="only these, comma-separated")
     models.add_argument("--json", action="store_true", help="for programs")
@@ -373,7 +397,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", metavar="NN", help="this notebook and those after it")
     for each in (study, run):
         _add_grid(each)
-    _add_bench(add("bench", command_bench))
+    bench = add("bench", command_bench)
+    _add_bench(bench)
+    for each in (check, data, study, run, bench):
+        _add_data_folder(each)
     _add_export(add("export", command_export))
     _add_predict(add("predict", command_predict))
     teach = add("teach", command_teach)
@@ -385,6 +412,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Do one command; bad input gives one line on standard error and exit status 2."""
     args = _parser().parse_args(words)
+    if "data" in args:
+        os.environ["ULTRASEG_DATA"] = str(args.data)
     try:
         return args.command(args)
     except (ValueError, FileNotFoundError, ImportError) as error:

@@ -186,7 +186,11 @@ def plan_runs(profile: Profile, grid: str = "main") -> list[Run]:
 
 def plan_grids(profile: Profile, grids: Iterable[str]) -> list[Run]:
     """Return the runs of several grids, each once, teachers before their students."""
-    runs = [run for grid in grids for run in plan_runs(profile, grid)]
+    return with_teachers([run for grid in grids for run in plan_runs(profile, grid)], profile)
+
+
+def with_teachers(runs: Iterable[Run], profile: Profile) -> list[Run]:
+    """Return the runs, each once, and before each student its teacher."""
     return list(dict.fromkeys(each for run in runs for each in (*teachers_of(run, profile), run)))
 
 

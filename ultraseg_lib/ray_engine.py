@@ -122,7 +122,8 @@ class RayPool:
 
 def _with_our_commit(config: bytes) -> bytes:
     """Name the commit in a worker's ``config.json``: its copy of the code is no checkout."""
-    values = json.loads(config)
-    ours = provenance()
-    values["provenance"] |= {key: ours[key] for key in ("commit", "uncommitted_changes")}
+    values, ours = json.loads(config), provenance()
+    made = values["provenance"]
+    made |= {key: ours[key] for key in ("commit", "uncommitted_changes")}
+    made["commits"] = {epoch: each or ours["commit"] for epoch, each in made["commits"].items()}
     return (json.dumps(values, indent=2) + "\n").encode()
