@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -183,16 +182,6 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
     return failures
 
 
-def _forget(runs: list["Run"], profile: "Profile") -> None:
-    """Remove the results of these runs, so that they are done anew, if their data is there."""
-    from ultraseg_lib.study import load_frames_of
-
-    for dataset in {run.dataset for run in runs}:
-        load_frames_of(dataset, profile)  # raises before anything is lost
-    for run in runs:
-        shutil.rmtree(run.folder, ignore_errors=True)
-
-
 def _refuse_frozen(profile: "Profile") -> None:
     if profile.frozen:
         raise ValueError(
@@ -202,21 +191,23 @@ def _refuse_frozen(profile: "Profile") -> None:
 
 def command_study(args: argparse.Namespace) -> int:
     """Train and score what the ledger lacks."""
-    from ultraseg_lib.grid import GRIDS, parse_run_id, plan_grids, with_teachers
+    from ultraseg_lib.grid import GRIDS, check_datasets, parse_run_id, plan_grids, with_teachers
+    from ultraseg_lib.study import forget
 
     profile = _profile(args)
     _refuse_frozen(profile)
     only = [parse_run_id(profile.name, args.only)] if args.only else []
+    check_datasets(run.dataset for run in only)
     runs = with_teachers(only, profile) or plan_grids(profile, args.grid or GRIDS)
     if args.force:
-        _forget(only or runs, profile)
+        forget(only or runs, profile)
     return int(bool(_train(profile, runs, args.jobs, args.engine)))
 
 
 def command_run(args: argparse.Namespace) -> int:
     """Train what the chosen notebooks need, run them by papermill, print a summary."""
     from ultraseg_lib import notebooks
-    from ultraseg_lib.study import plan_grids
+    from ultraseg_lib.study import forget, plan_grids
 
     profile = _profile(args)
     chosen = notebooks.find_notebooks(args.only, args.start)
@@ -224,7 +215,7 @@ def command_run(args: argparse.Namespace) -> int:
     runs = [] if profile.frozen else plan_grids(profile, notebooks.grids_needed(chosen))
     if args.force:
         _refuse_frozen(profile)
-        _forget(runs, profile)
+        forget(runs, profile)
     unfinished = _train(profile, runs, args.jobs, args.engine) if runs else {}
     minutes, failures = notebooks.run_notebooks(plan, profile)
     notebooks.save_minutes(minutes, profile)
