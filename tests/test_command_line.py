@@ -60,7 +60,7 @@ def test_script_refuses_an_old_python(tmp_path):
         env={"PATH": str(old.parent)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "needs Python 3.11 or newer (found Python 3.8.1)" in done.stderr
+    assert "needs Python 3.11.4 or newer (found Python 3.8.1)" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,7 @@ def test_script_refuses_an_old_python(tmp_path):
         (["study", "--recipe", "soup"], "paper, strong"),
         (["study", "--protocol", "dirty"], "clean, released"),
         (["study", "--epochs", "0"], "give 1 or more"),
+        (["study", "--seeds=-1"], "seeds: found -1; give 0 or more"),
         (["run", "--datasets", ""], "datasets: found none"),
         (["study", "--profile", "lite", "--datasets", "polypgen@nonsense"], "random"),
         (["study", "--only", "no-such-run"], "is no run; a run is MODEL-DATASET"),
@@ -87,6 +88,48 @@ def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):
     assert told.startswith("error: ")
     assert reason in told
     assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["study", "--jobs", "-1"],
+        ["bench", "--threads", "0"],
+        ["bench", "--size", "x"],
+        ["bench", "--frames", "0"],
+    ],
+)
+def test_counts_must_be_one_or_more(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "is no whole number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "kept"), [(["study"], True), (["export"], False)])
+def test_ctrl_c_says_what_is_kept(words, kept, capsys, monkeypatch):
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"ultraseg_lib.__main__.command_{words[0]}", stop)
+    assert main(words) == 130
+    assert ("what was done is kept" in capsys.readouterr().err) is kept
+
+
+def test_a_misspelt_dataset_is_told_before_the_benchmark(kvasir, monkeypatch, capsys, outputs):
+    monkeypatch.setenv("ULTRASEG_DATA", str(kvasir()))
+    monkeypatch.setattr("ultraseg_lib.deploy.benchmark.benchmark", lambda **_: 1 / 0)
+    assert main(["bench", "--dataset", "kvasir"]) == 2
+    assert "dataset: unknown name 'kvasir'" in capsys.readouterr().err
+
+
+def test_a_read_only_outputs_folder_is_found(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "file" / "outputs"))
+    assert main(["check"]) == 1
+    assert "set ULTRASEG_OUTPUTS to another folder" in capsys.readouterr().out
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "new" / "outputs"))
+    assert main(["check"]) == 0
+    assert not (tmp_path / "new").exists()  # it changes nothing
 
 
 @pytest.mark.parametrize("option", ["--dat", "--prof", "--epoch"])

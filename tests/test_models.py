@@ -172,8 +172,12 @@ class TestRegistry:
 
     def test_weights_of_another_model_are_refused(self, tmp_path) -> None:
         save_file(create_model("ultraseg_108k").state_dict(), tmp_path / "108k.safetensors")
-        with pytest.raises(RuntimeError, match=r"ssa\.alpha"):
-            create_model("ultraseg_130k", weights=tmp_path / "108k.safetensors")
+        (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+        for name in ("108k", "broken"):
+            with pytest.raises(
+                ValueError, match=rf"{name}.*: no weights of ultraseg_130k, or broken"
+            ):
+                create_model("ultraseg_130k", weights=tmp_path / f"{name}.safetensors")
 
     def test_head_may_be_wider(self) -> None:
         model = create_model("ultraseg_130k", out_channels=2).eval()

@@ -30,11 +30,24 @@ def _list_of(kind: type) -> Callable[[str], tuple]:
     return parse
 
 
+def _at_least_one(text: str) -> int:
+    """Argparse type of counts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def _folder(text: str) -> Path:
     """Argparse type of a folder that is there."""
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"folder {text} not found")
     return Path(text).resolve()
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size", type=_at_least_one, default=256, help="side of the image (default: 256)"
+    )
 
 
 def _add_data_folder(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +67,9 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
         "--recipe", type=_list_of(str), dest="recipes", help="paper, strong, multiscale"
     )
     parser.add_argument("--protocol", type=_list_of(str), dest="protocols", help="clean, released")
-    parser.add_argument("--jobs", type=int, help="runs side by side (default: one a core)")
+    parser.add_argument(
+        "--jobs", type=_at_least_one, help="runs side by side (default: one a core)"
+    )
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local",
         help="processes of this machine (default), or the Ray cluster at $RAY_ADDRESS",
@@ -223,21 +238,17 @@ def command_run(args: argparse.Namespace) -> int:
     return int(bool(unfinished or failures))
 
 
-def _at_least_one(text: str) -> int:
-    """Argparse type of counts."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
-
-
 def command_bench(args: argparse.Namespace) -> int:
     """Time the models of Table 4 on this CPU, every backend that is here."""
     from ultraseg_lib.deploy import benchmark
     from ultraseg_lib.paths import outputs_dir, write_json
+    from ultraseg_lib.study import load_frames_of, load_profile
 
     options = {
         k: v and list(v) for k, v in vars(args).items() if k in ("models", "backends", "isas")
     }
+    if args.dataset:  # looked for before the long part
+        load_frames_of(args.dataset, load_profile("lite", image_size=args.size))
     threads = [args.threads] if args.threads else None
     result = benchmark.benchmark(
         **options, threads=threads, size=args.size, frames=args.frames, seconds=args.seconds
@@ -254,9 +265,13 @@ def command_bench(args: argparse.Namespace) -> int:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=_list_of(str), help="default: the models of Table 4")
     parser.add_argument("--backends", type=_list_of(str), help="default: all; openvino:bfloat16, …")
-    parser.add_argument("--threads", type=int, help="cores (default: a row on 1, a row on all)")
-    parser.add_argument("--size", type=int, default=256, help="side of the image (default: 256)")
-    parser.add_argument("--frames", type=int, default=200, help="timed frames a row, 10 at least")
+    parser.add_argument(
+        "--threads", type=_at_least_one, help="cores (default: a row on 1, a row on all)"
+    )
+    _add_size(parser)
+    parser.add_argument(
+        "--frames", type=_at_least_one, default=200, help="timed frames a row, 10 at least"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="a row, if 10 frames are done")
     parser.add_argument(
         "--isas", type=_list_of(str), help="all, avx2 (newer instructions left out); default: all"
@@ -273,9 +288,9 @@ def command_export(args: argparse.Namespace) -> int:
     from ultraseg_lib.paths import outputs_dir
     from ultraseg_lib.weights import find_weights, shipped_weights
 
-    for name in args.models:
-        trained = args.weights or shipped_weights(name)
-        weights = find_weights(name, args.weights) if trained else None
+    for name in args.models or filter(shipped_weights, ("ultraseg_108k", "ultraseg_130k")):
+        untrained = args.untrained and not (args.weights or shipped_weights(name))
+        weights = None if untrained else find_weights(name, args.weights)
         model = create_model(name, weights=weights)
         files = export(name, model, args.output or outputs_dir("export"), args.size, weights)
         print(f"{name} ({weights or 'untrained'}):", *files, sep="\n  ")
@@ -283,12 +298,15 @@ def command_export(args: argparse.Namespace) -> int:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=_list_of(str), default=("ultraseg_108k", "ultraseg_130k"))
+    parser.add_argument(
+        "--models", type=_list_of(str), help="default: UltraSeg-108K and 130K, where trained"
+    )
     parser.add_argument(
         "--weights",
         help=".safetensors, or a dataset's name for its shipped ones (default: the best)",
     )
-    parser.add_argument("--size", type=int, default=256, help="side of the image (default: 256)")
+    parser.add_argument("--untrained", action="store_true", help="models without weights too")
+    _add_size(parser)
     parser.add_argument("-o", "--output", type=Path, help="folder (default: outputs/export)")
 
 
@@ -407,13 +425,13 @@ def main(words: list[str] | None = None) -> int:
         os.environ["ULTRASEG_DATA"] = str(args.data)
     try:
         return args.command(args)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "stopped; what was done is kept, the same command goes on from there", file=sys.stderr
-        )
+        goes_on = args.command in (command_study, command_run, command_fetch)
+        kept = "; what was done is kept, the same command goes on from there" if goes_on else ""
+        print(f"stopped{kept}", file=sys.stderr)
         return 130
 
 

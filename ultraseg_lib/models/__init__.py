@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -101,15 +102,24 @@ def create_model(
     `out_channels` is the width of the main head; `weights` a .safetensors file, loaded strictly, or
     the name of the dataset whose shipped weights to take ("mixed", "kvasir_seg", ...); `variants`
     are arguments of the model's class (see `UltraSeg`) that replace the row's own. Raises ValueError
-    for an unknown name or value, TypeError for an unknown variant, FileNotFoundError for weights
-    that are not there, RuntimeError for weights of another architecture.
+    for an unknown name or value and for weights that are broken or of another model, TypeError for
+    an unknown variant, FileNotFoundError for weights that are not there.
     """
     info = find_model(name)
     _check_variants(info, variants)
     model = info.build(out_channels=out_channels, **{**info.options, **variants})
     if weights is not None:
-        model.load_state_dict(load_file(find_weights(info.name, weights)))
+        _load(model, find_weights(info.name, weights), info)
     return model
+
+
+def _load(model: nn.Module, weights: Path, info: ModelInfo) -> None:
+    try:
+        model.load_state_dict(load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{weights}: no weights of {info.name}, or broken; name their model"
+        ) from error
 
 
 def find_model(name: str) -> ModelInfo:
