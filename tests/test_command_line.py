@@ -119,7 +119,7 @@ def test_a_misspelt_dataset_is_told_before_the_benchmark(kvasir, monkeypatch, ca
     monkeypatch.setenv("ULTRASEG_DATA", str(kvasir()))
     monkeypatch.setattr("ultraseg_lib.deploy.benchmark.benchmark", lambda **_: 1 / 0)
     assert main(["bench", "--dataset", "kvasir"]) == 2
-    assert "dataset: unknown name 'kvasir'" in capsys.readouterr().err
+    assert "dataset: unknown 'kvasir'" in capsys.readouterr().err
 
 
 def test_a_read_only_outputs_folder_is_found(monkeypatch, capsys, tmp_path):

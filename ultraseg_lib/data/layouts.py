@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.paths import ROOT
 
 COLUMNS = ("dataset", "image_id", "image", "mask", "center", "modality", "sequence")
@@ -89,8 +90,7 @@ def dataset_title(name: str) -> str:
 
 def check_dataset_name(name: str) -> None:
     """Raise ValueError, with the names there are, unless ``name`` is in the catalog."""
-    if name not in catalog():
-        raise ValueError(f"dataset: unknown name {name!r}; choose from {', '.join(catalog())}")
+    check_choice("dataset", name, catalog())
 
 
 def _plain(name: str) -> str:
