@@ -64,7 +64,7 @@ done
 
 # --- set-up: a virtual environment, or a conda one where only conda has a Python that is new enough
 
-new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null; }
 
 find_python() {
     local name
@@ -84,7 +84,7 @@ make_environment() {
         return
     fi
     conda=$(command -v mamba || command -v conda || true)
-    [ -n "$conda" ] || fail "needs Python 3.11 or newer (found $(python3 --version 2>&1 || echo none)); install it, or conda"
+    [ -n "$conda" ] || fail "needs Python 3.11.4 or newer (found $(python3 --version 2>&1 || echo none)); install it, or conda"
     "$conda" env create --quiet --file environment.yml --prefix ./.venv
 }
 

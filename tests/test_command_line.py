@@ -96,7 +96,7 @@ def test_script_refuses_an_old_python(tmp_path):
         env={"PATH": str(old.parent)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "needs Python 3.11 or newer (found Python 3.8.1)" in done.stderr
+    assert "needs Python 3.11.4 or newer (found Python 3.8.1)" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,14 @@ def test_script_refuses_an_old_python(tmp_path):
         (["study", "--recipe", "soup"], "paper, strong"),
         (["study", "--protocol", "dirty"], "clean, released"),
         (["study", "--epochs", "0"], "give 1 or more"),
+        (["study", "--seeds=-1"], "seeds: found -1; give 0 or more"),
         (["run", "--datasets", ""], "datasets: found none"),
         (["study", "--profile", "lite", "--datasets", "polypgen@nonsense"], "random"),
         (["study", "--only", "no-such-run"], "is no run; a run is MODEL-DATASET"),
         (["run", "--only", "77"], "no notebook '77'"),
         (["run", "--from", "x"], "no notebook 'x'"),
         (["models", "--models", "ultraseg"], "ultraseg_130k"),
+        (["study", "--only", "lbunet-my_own-strong-clean-e1-s0"], "'my_own'"),
     ],
 )
 def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):
@@ -122,6 +124,69 @@ def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):
     assert told.startswith("error: ")
     assert reason in told
     assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["study", "--jobs", "-1"],
+        ["bench", "--threads", "0"],
+        ["bench", "--size", "x"],
+        ["bench", "--frames", "0"],
+    ],
+)
+def test_counts_must_be_one_or_more(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "is no whole number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "kept"), [(["study"], True), (["export"], False)])
+def test_ctrl_c_says_what_is_kept(words, kept, capsys, monkeypatch):
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"ultraseg_lib.__main__.command_{words[0]}", stop)
+    assert main(words) == 130
+    assert ("what was done is kept" in capsys.readouterr().err) is kept
+
+
+def test_a_misspelt_dataset_is_told_before_the_benchmark(kvasir, monkeypatch, capsys, outputs):
+    monkeypatch.setenv("ULTRASEG_DATA", str(kvasir()))
+    monkeypatch.setattr("ultraseg_lib.deploy.benchmark.benchmark", lambda **_: 1 / 0)
+    assert main(["bench", "--dataset", "kvasir"]) == 2
+    assert "dataset: unknown 'kvasir'" in capsys.readouterr().err
+
+
+def test_a_read_only_outputs_folder_is_found(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "file" / "outputs"))
+    assert main(["check"]) == 1
+    assert "set ULTRASEG_OUTPUTS to another folder" in capsys.readouterr().out
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "new" / "outputs"))
+    assert main(["check"]) == 0
+    assert not (tmp_path / "new").exists()  # it changes nothing
+
+
+@pytest.mark.parametrize("option", ["--dat", "--prof", "--epoch"])
+def test_options_have_no_short_forms(option, capsys):
+    """--data must never be read as --datasets."""
+    with pytest.raises(SystemExit):
+        main(["study", option, "1"])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+def test_the_data_folder_may_be_named(kvasir, monkeypatch, capsys, outputs):
+    monkeypatch.setenv("ULTRASEG_DATA", "nowhere")  # and set back after the test
+    folder = kvasir()
+    assert main(["data", "--data", str(folder)]) == 0
+    assert "kvasir_seg         3 pairs" in capsys.readouterr().out
+    run_id = "unet_tiny-kvasir_seg-strong-clean-e1-s0"  # the committed split names 1,000 images
+    assert main(["study", "--profile", "lite", "--only", run_id, "--data", str(folder)]) == 2
+    assert "not in the folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["study", "--data", str(folder / "nowhere")])
+    assert "nowhere not found" in capsys.readouterr().err
 
 
 def test_missing_data_folder_is_one_line(monkeypatch, capsys, tmp_path):

@@ -31,7 +31,7 @@ def test_boundaries_on_the_device_equal_opencv(method):
 
 
 def test_an_unknown_method_is_refused_on_the_device():
-    with pytest.raises(ValueError, match="unknown method 'sobel'"):
+    with pytest.raises(ValueError, match="edges: unknown 'sobel'"):
         edges.boundary_targets_on_device(torch.zeros(1, 8, 8, dtype=torch.bool), "sobel")
 
 

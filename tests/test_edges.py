@@ -106,7 +106,7 @@ def test_what_is_no_mask_is_refused(mask, message):
 
 
 def test_an_unknown_method_and_a_single_mask_in_place_of_a_stack_are_refused():
-    with pytest.raises(ValueError, match="unknown method 'sobel'"):
+    with pytest.raises(ValueError, match="edges: unknown 'sobel'"):
         boundary_target(square(), "sobel")
     with pytest.raises(ValueError, match=r"expected \(N, H, W\)"):
         boundary_targets(square())

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ultraseg_lib import engines, study
+from ultraseg_lib.__main__ import main
 from ultraseg_lib.paths import ROOT
 
 
@@ -29,6 +30,17 @@ def test_a_student_waits_for_its_teacher(outputs):
     teacher, student = (run.folder / "config.json" for run in runs)
     assert teacher.stat().st_mtime < student.stat().st_mtime
     assert study.read_config(runs[1])["inputs"]["teacher"] == runs[0].run_id
+
+
+def test_a_student_alone_brings_its_teacher(outputs, monkeypatch):
+    """``--only`` names the student; ``--force`` then does it anew, not its teacher."""
+    student = "unet_tiny+kd10-synthetic-strong-clean-e2-s0"
+    planned, forgotten = [], []
+    monkeypatch.setattr("ultraseg_lib.__main__._train", lambda _, runs, *rest: planned.extend(runs))
+    monkeypatch.setattr("ultraseg_lib.study.forget", lambda runs, _: forgotten.extend(runs))
+    assert main(["study", "--only", student, "--force"]) == 0
+    assert [run.model for run in planned] == ["ultraseg_500k", "unet_tiny+kd10"]
+    assert [run.run_id for run in forgotten] == [student]
 
 
 def test_a_student_of_a_failed_teacher_fails_with_its_name(outputs):
@@ -87,9 +99,15 @@ def test_a_run_that_another_process_does_is_refused(outputs):
     plan = tiny_plan()
     run = study.plan_runs(plan)[0]
     run.folder.mkdir(parents=True)
-    with FileLock(run.folder / ".lock"):
+    (run.folder / "checkpoint.pt").write_bytes(b"kept")
+    with FileLock(run.folder.with_name(f".{run.run_id}.lock")):
         failures = engines.run_study(plan, [run])
+        with pytest.raises(ValueError, match="another process is doing this run"):
+            study.forget([run], plan)
     assert "another process is doing this run" in failures[run.run_id]
+    assert (run.folder / "checkpoint.pt").read_bytes() == b"kept"
+    study.forget([run], plan)
+    assert not run.folder.exists()
     assert engines.run_study(plan, [run]) == {}
 
 
@@ -169,3 +187,21 @@ def test_ray_gives_the_ledger_of_the_local_engine_though_a_worker_is_killed(tmp_
     assert failures == {}
     assert len(killed) == 1
     pd.testing.assert_frame_equal(scores_of(runs), local)
+
+
+@pytest.mark.slow
+def test_ray_goes_on_with_what_a_run_has(outputs):
+    """A run that only lacks a test set is not trained again; its commit is told."""
+    ray = pytest.importorskip("ray", reason="the extra [cluster] is not installed")
+    plan = tiny_plan(models=("unet_tiny",), tested=("synthetic",))
+    run = study.plan_runs(plan)[0]
+    study.run_once(run, plan)
+    weights = (run.folder / "weights.safetensors").read_bytes()
+    wider = replace(plan, tested=("synthetic", "synthetic_unseen"))
+    try:
+        assert engines.run_study(wider, [run], engine="ray") == {}
+    finally:
+        ray.shutdown()
+    assert (run.folder / "weights.safetensors").read_bytes() == weights
+    assert set(study.read_scores(run)["test_set"]) == {"synthetic", "synthetic_unseen"}
+    assert None not in study.read_config(run)["provenance"]["commits"].values()

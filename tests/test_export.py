@@ -62,14 +62,16 @@ def test_untrained_models_run_in_onnx_runtime_too(name):
 
 
 def test_the_command_writes_whole_folders(tmp_path, capsys, outputs):
-    words = ["export", "--models", "ultraseg_108k", "--size", "64", "-o", str(tmp_path)]
-    assert main(words) == 0
-    names = {path.name for path in (tmp_path / "ultraseg_108k").iterdir()}
+    words = ["export", "--models", "ultraseg_108k_st", "--size", "64", "-o", str(tmp_path)]
+    assert main(words) == 2  # never an untrained network unasked
+    assert "weights of ultraseg_108k_st: none shipped" in capsys.readouterr().err
+    assert main([*words, "--untrained"]) == 0
+    names = {path.name for path in (tmp_path / "ultraseg_108k_st").iterdir()}
     assert names == {"model.onnx", "metadata.json", "model.xml", "model.bin"}
-    assert "ultraseg_108k (untrained)" in capsys.readouterr().out
+    assert "ultraseg_108k_st (untrained)" in capsys.readouterr().out
 
 
 def test_export_without_onnx_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    assert main(["export", "--models", "ultraseg_108k", "-o", str(tmp_path)]) == 2
+    assert main(["export", "--models", "ultraseg_130k", "-o", str(tmp_path)]) == 2
     assert "onnx missing: pip install -e '.[deploy]'" in capsys.readouterr().err

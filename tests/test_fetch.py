@@ -1,5 +1,6 @@
 """Downloads from a server on this machine: good, cut off, changed, and archives that mean harm."""
 
+import errno
 import hashlib
 import io
 import stat
@@ -43,7 +44,11 @@ def server():
             start = int(asked.removeprefix("bytes=").rstrip("-")) if files.ranges else 0
             files.asked.append(start)
             rest = body[start:]
-            self.send_response((206 if start else 200) if body else 404)
+            if body and start >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+            else:
+                self.send_response((206 if start else 200) if body else 404)
             self.send_header("Content-Length", str(len(rest)))
             self.end_headers()
             whole = self.path not in files.cut
@@ -175,36 +180,57 @@ def test_a_missing_file_and_a_dead_server_are_one_line(
 )
 def test_what_is_no_archive_is_refused(offer, tmp_path, content):
     offer(content)
-    with pytest.raises(DataError, match="not a whole archive"):
+    with pytest.raises(DataError, match="not a whole, safe archive"):
         fetch("kvasir_seg", tmp_path / "data")
     assert nothing_left(tmp_path / "data")
 
 
 HARMFUL = {
-    "zip up": (zip_of({"Kvasir-SEG/a": b"", "../out": b"x"}), "leads out"),
-    "zip deep up": (zip_of({"Kvasir-SEG/../../out": b"x"}), "leads out"),
-    "zip absolute": (zip_of({"/tmp/ultraseg-out": b"x"}), "leads out"),
-    "zip backslash": (zip_of({"..\\out": b"x"}), "leads out"),
-    "zip drive": (zip_of({"C:\\out": b"x"}), "leads out"),
-    "zip symlink": (zip_of({"link": b"/etc", "link/out": b"x"}, ("link",)), "is a link"),
-    "tar up": (tar_of({"../out": b"x"}), "leads out"),
-    "tar absolute": (tar_of({"/tmp/ultraseg-out": b"x"}), "leads out"),
-    "tar symlink": (tar_of({"link": b""}, tarfile.SYMTYPE, "/etc"), "is a link"),
-    "tar hardlink": (tar_of({"link": b""}, tarfile.LNKTYPE, "/etc/passwd"), "is a link"),
-    "tar device": (tar_of({"pipe": b""}, tarfile.FIFOTYPE), "is a link"),
-    "inner": (zip_of({"images.tar.gz": tar_of({"../../../out": b"x"})}), "leads out"),
+    "zip up": zip_of({"Kvasir-SEG/a": b"", "../out": b"x"}),
+    "zip deep up": zip_of({"Kvasir-SEG/../../out": b"x"}),
+    "zip absolute": zip_of({"/tmp/ultraseg-out": b"x"}),
+    "zip backslash": zip_of({"..\\out": b"x"}),
+    "zip drive": zip_of({"C:\\out": b"x"}),
+    "zip symlink": zip_of({"link": b"/etc", "link/out": b"x"}, ("link",)),
+    "tar up": tar_of({"../out": b"x"}),
+    "tar absolute": tar_of({"/tmp/ultraseg-out": b"x"}),
+    "tar symlink": tar_of({"link": b""}, tarfile.SYMTYPE, "/etc"),
+    "tar hardlink": tar_of({"link": b""}, tarfile.LNKTYPE, "/etc/passwd"),
+    "tar device": tar_of({"pipe": b""}, tarfile.FIFOTYPE),
+    "inner": zip_of({"images.tar.gz": tar_of({"../../../out": b"x"})}),
 }
 
 
 @pytest.mark.parametrize("name", HARMFUL)
 def test_harmful_archives_write_nothing_outside(offer, tmp_path, name):
-    archive, reason = HARMFUL[name]
-    offer(archive)
-    with pytest.raises(DataError, match=reason):
-        fetch("kvasir_seg", tmp_path / "here" / "data")
-    assert nothing_left(tmp_path / "here" / "data")
-    assert not list(tmp_path.rglob("out"))
+    """Refused whole, or unpacked with names that stay inside; never a link to follow."""
+    offer(HARMFUL[name])
+    data = tmp_path / "here" / "data"
+    try:
+        goal = fetch("kvasir_seg", data)
+        assert list(data.iterdir()) == [goal]
+        assert not any(path.is_symlink() for path in goal.rglob("*"))
+    except (DataError, OSError):
+        assert not (data / "Kvasir-SEG").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert list((tmp_path / "here").iterdir()) == [data]
     assert not Path("/tmp/ultraseg-out").exists()
+
+
+def test_a_full_disk_is_told_and_keeps_the_archive(offer, pair_files, tmp_path, monkeypatch):
+    files = offer(zip_of(pair_files))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zipfile.ZipFile, "extractall", full)
+        with pytest.raises(OSError, match="No space left"):
+            fetch("kvasir_seg", tmp_path / "data")
+    (left,) = (tmp_path / "data").iterdir()
+    assert left.read_bytes() == files["/kvasir-seg.zip"]
+    assert fetch("kvasir_seg", tmp_path / "data").is_dir()
+    assert files.asked == [0, len(files["/kvasir-seg.zip"])]
 
 
 def test_unpack_keeps_names_with_spaces_and_empty_folders(tmp_path):

@@ -38,7 +38,7 @@ def test_each_rewrite_alone_changes_nothing(rewrite):
 
 @pytest.mark.parametrize(
     "variants",
-    [{"edb": "as_written"}, {"edb": "none"}, {"fusion": "fixed"}, {"boundary_heads": False},
+    [{"edb": "as_written"}, {"edb": "none"}, {"fusion": "fixed"},
      {"channels": (16, 32, 96, 128, 192)}, {"out_channels": 2}],
     ids=str,
 )  # fmt: skip

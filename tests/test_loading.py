@@ -52,6 +52,14 @@ def test_threshold_is_127_on_the_brightest_channel(tmp_path):
     assert was_grey
 
 
+def test_a_mask_of_labels_is_named_with_the_way_out(tmp_path):
+    cv2.imwrite(str(tmp_path / "m.png"), np.eye(8, dtype=np.uint8))
+    with pytest.raises(DataError, match=r"m\.png: no value is above 1; .* 255"):
+        read_mask(tmp_path / "m.png")
+    cv2.imwrite(str(tmp_path / "noise.jpg"), np.eye(8, dtype=np.uint8))
+    assert not read_mask(tmp_path / "noise.jpg")[0].any()  # noise of JPEG in an empty mask
+
+
 def test_corrupt_image_is_named_and_leaves_no_cache(kvasir, outputs):
     root = kvasir()
     (root / "Kvasir-SEG/images/b.jpg").write_bytes(b"not a picture")
@@ -156,6 +164,12 @@ def test_official_tif_has_its_colours(real_data):
     for path in paths:
         copy = real_data / "CVC-ClinicDB/PNG/Original" / f"{path.stem}.png"
         assert np.array_equal(read_image(path), read_image(copy))
+
+
+def test_compressed_tif_is_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "lzw.tif"), pixels)  # LZW, which tifffile alone cannot
+    assert np.array_equal(read_image(tmp_path / "lzw.tif"), pixels[..., ::-1])
 
 
 def test_corrupt_tif_is_named(tmp_path):

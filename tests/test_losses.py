@@ -149,5 +149,5 @@ def test_shapes_that_do_not_match_are_refused():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="unknown loss form 'focal'"):
+    with pytest.raises(ValueError, match="loss form: unknown 'focal'"):
         deep_supervision_loss(prediction(), random_mask(5), random_mask(6), form="focal")

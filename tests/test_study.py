@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_pair
 
 from ultraseg_lib import engines, metrics, study
 from ultraseg_lib.report import tables
@@ -110,11 +111,119 @@ def test_names_that_look_like_numbers_stay_text(outputs):
     assert study.read_scores(run)["image_id"].tolist() == [str(i) for i in range(len(scores))]
 
 
-@pytest.mark.parametrize("field", ["model", "dataset", "recipe", "protocol"])
+@pytest.mark.parametrize("field", ["model", "recipe", "protocol"])
 def test_a_run_of_unknown_names_is_refused(field):
     run = study.plan_runs(tiny_plan())[0]
     with pytest.raises(ValueError, match="unknown 'Released'; choose from"):
         replace(run, **{field: "Released"})
+
+
+@pytest.fixture
+def own_data(tmp_path, monkeypatch):
+    """Give a function that writes a dataset of one's own, of so many images, and points there."""
+    monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path / "data"))
+
+    def write(count: int, name: str = "my_clinic") -> None:
+        folder = tmp_path / "data" / name
+        for index in range(count):
+            file = f"{index:02d}.png"
+            write_pair(folder / "images" / file, folder / "masks" / file)
+
+    return write
+
+
+def own_run(dataset: str = "my_clinic", **changes) -> tuple[study.Profile, study.Run]:
+    plan = study.load_profile("lite", datasets=[dataset], models=["unet_tiny"], epochs=1, **changes)
+    plan = replace(plan, image_size=32)
+    return plan, study.plan_runs(plan)[0]
+
+
+def test_ones_own_dataset_is_trained_on_and_its_results_outlive_it(own_data, outputs, monkeypatch):
+    own_data(20)
+    plan, run = own_run()
+    study.run_once(run, plan)
+    assert set(study.read_scores(run)["test_set"]) == {"my_clinic"}
+    own_data(24)  # four more
+    with pytest.raises(ValueError, match=r"made from split .*--force"):
+        study.run_once(run, plan)
+    monkeypatch.setenv("ULTRASEG_DATA", "nowhere")
+    assert study.finished_runs("lite") == [run]
+    assert len(study.run_once(run, plan)) == 4
+    with pytest.raises(ValueError, match="dataset: unknown 'my_clinic'"):
+        own_run()
+
+
+def test_a_name_like_the_generator_s_is_ones_own(own_data, outputs):
+    own_data(20, "synthetic_x")
+    plan, run = own_run("synthetic_x")
+    assert study.load_frames_of("synthetic_x", plan).table["image_id"][0] == "00"
+    assert "generator" not in study.inputs_of(run, plan)["images"]
+
+
+@pytest.mark.parametrize(("protocol", "part"), [("clean", "val"), ("released", "test")])
+def test_a_dataset_too_small_for_a_part_is_named(own_data, outputs, protocol, part):
+    own_data(2)
+    plan, run = own_run(protocols=[protocol])
+    with pytest.raises(ValueError, match=f"my_clinic: of 2 images none falls to its part '{part}'"):
+        study.run_once(run, plan)
+
+
+def test_a_half_written_run_is_no_run(outputs):
+    folder = outputs / "demo" / "runs" / ".lbunet-synthetic-strong-clean-e1-s0.77.tmp"
+    folder.mkdir(parents=True)
+    (folder / "scores.csv").touch()
+    assert study.finished_runs("demo") == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reason"),
+    [
+        (
+            "etis_larib",
+            "every image of etis_larib is for tests; etis_larib@random trains on a part",
+        ),
+        ("synthetic_unseen", "every image of synthetic_unseen is for tests$"),
+        ("kvasir_seg@sequnce", "split of kvasir_seg: unknown 'sequnce'; choose from official"),
+    ],
+)
+def test_a_dataset_that_cannot_be_trained_on_is_named(dataset, reason):
+    with pytest.raises(ValueError, match=reason):
+        study.load_profile("lite", datasets=[dataset])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "tested"),
+    [
+        ("etis_larib@random", ["etis_larib@random", "kvasir_seg", "cvc_clinicdb", "bkai_igh"]),
+        ("etis_larib@p50", ["etis_larib@p50", "kvasir_seg", "cvc_clinicdb", "bkai_igh"]),
+        ("pranet_train", ["pranet_train", "etis_larib", "bkai_igh"]),
+        ("kvasir_seg@p50", ["kvasir_seg", "cvc_clinicdb", "etis_larib", "bkai_igh"]),
+        (
+            "cvc_clinicdb@sequence",
+            ["cvc_clinicdb@sequence", "kvasir_seg", "etis_larib", "bkai_igh"],
+        ),
+        ("mixed", ["kvasir_seg", "cvc_clinicdb", "etis_larib", "bkai_igh"]),
+    ],
+)
+def test_nothing_is_tested_on_what_it_trained_on(dataset, tested, monkeypatch):
+    there = {"kvasir_seg", "cvc_clinicdb", "etis_larib", "bkai_igh", "pranet_train"}
+    monkeypatch.setattr(study, "datasets_there", lambda: there)
+    plan = study.load_profile("lite", datasets=[dataset])
+    assert study.test_sets_of(study.plan_runs(plan)[0], plan) == tested
+
+
+def test_a_set_that_is_tested_whole_may_be_split_to_train_on(real_data, outputs):
+    plan, run = own_run("etis_larib@random")
+    frames = study.load_run_data(run, plan)
+    tested = set(frames.tests["etis_larib@random"].table["image_id"])
+    assert tested
+    assert not tested & set(frames.train.table["image_id"])
+
+
+def test_the_mixed_set_knows_what_it_was_made_of(monkeypatch):
+    monkeypatch.setattr(study, "datasets_there", lambda: {"kvasir_seg"})
+    found = study.split_of("mixed")
+    assert [name for name, split in found.items() if split] == ["kvasir_seg"]
 
 
 def test_a_dataset_may_name_its_split(real_data, outputs):

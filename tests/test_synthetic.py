@@ -81,11 +81,11 @@ def test_every_polyp_shape_occurs(frames):
 
 @pytest.mark.parametrize("center", CENTERS)
 def test_mask_stays_in_the_field_of_view(center):
-    for index in range(12):
-        frame = generate_frame(11, index, 256, "WLI", center)
-        outside = synthetic._field_of_view(synthetic._CAMERAS[center].shape, 256)[..., 0] == 0
-        if not frame.image[outside].any():  # else the frame is cropped and fills the picture
-            assert not frame.mask[outside].any()
+    outside = synthetic._field_of_view(synthetic._CAMERAS[center].shape, 256)[..., 0] == 0
+    frames = [generate_frame(11, index, 256, "WLI", center) for index in range(12)]
+    shown = [frame for frame in frames if not frame.image[outside].any()]  # others are cropped
+    assert len(shown) >= 4
+    assert not any(frame.mask[outside].any() for frame in shown)
 
 
 def test_modality_changes_the_colour_and_not_the_scene():

@@ -104,6 +104,12 @@ def test_work_in_the_copies_is_not_written_over(copies):
     teaching.write_copies(force=True)
     assert "answer_1 = 3" not in mine.read_text()
     teaching.write_copies()  # untouched copies may be written again
+    (copies / "student" / "__pycache__").mkdir()
+    (copies / "student" / "__pycache__" / "answers.pyc").touch()
+    teaching.write_copies()
+    (copies / "student" / "answers.py").write_text("answer = 3")
+    with pytest.raises(ValueError, match=r"student/answers\.py"):
+        teaching.write_copies()
 
 
 def test_the_command_says_where_the_copies_are_and_refuses_in_one_line(outputs, capsys):

@@ -2,15 +2,22 @@
 
 import argparse
 import json
-import shutil
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ultraseg_lib.data import FoundDataset
     from ultraseg_lib.study import Profile, Run
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes options by their whole names only: --dat is neither data nor datasets."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
 
 def _list_of(kind: type) -> Callable[[str], tuple]:
@@ -23,6 +30,33 @@ def _list_of(kind: type) -> Callable[[str], tuple]:
     return parse
 
 
+def _at_least_one(text: str) -> int:
+    """Argparse type of counts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    """Argparse type of a folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"folder {text} not found")
+    return Path(text).resolve()
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size", type=_at_least_one, default=256, help="side of the image (default: 256)"
+    )
+
+
+def _add_data_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", type=_folder, metavar="DIR", default=argparse.SUPPRESS,
+        help="folder that holds the datasets (default: $ULTRASEG_DATA, else data/raw)",
+    )  # fmt: skip
+
+
 def _add_grid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", help="demo (default), lite or full")
     parser.add_argument("--models", type=_list_of(str), help="model names, comma-separated")
@@ -33,7 +67,9 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
         "--recipe", type=_list_of(str), dest="recipes", help="paper, strong, multiscale"
     )
     parser.add_argument("--protocol", type=_list_of(str), dest="protocols", help="clean, released")
-    parser.add_argument("--jobs", type=int, help="runs side by side (default: one a core)")
+    parser.add_argument(
+        "--jobs", type=_at_least_one, help="runs side by side (default: one a core)"
+    )
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local",
         help="processes of this machine (default), or the Ray cluster at $RAY_ADDRESS",
@@ -161,16 +197,6 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
     return failures
 
 
-def _forget(runs: list["Run"], profile: "Profile") -> None:
-    """Remove the results of these runs, so that they are done anew, if their data is there."""
-    from ultraseg_lib.study import load_frames_of
-
-    for dataset in {run.dataset for run in runs}:
-        load_frames_of(dataset, profile)  # raises before anything is lost
-    for run in runs:
-        shutil.rmtree(run.folder, ignore_errors=True)
-
-
 def _refuse_frozen(profile: "Profile") -> None:
     if profile.frozen:
         raise ValueError(
@@ -180,22 +206,23 @@ def _refuse_frozen(profile: "Profile") -> None:
 
 def command_study(args: argparse.Namespace) -> int:
     """Train and score what the ledger lacks."""
-    from ultraseg_lib.study import GRIDS, parse_run_id, plan_grids
+    from ultraseg_lib.grid import GRIDS, check_datasets, parse_run_id, plan_grids, with_teachers
+    from ultraseg_lib.study import forget
 
     profile = _profile(args)
     _refuse_frozen(profile)
-    runs = plan_grids(profile, args.grid or GRIDS)
-    if args.only:
-        runs = [parse_run_id(profile.name, args.only)]
+    only = [parse_run_id(profile.name, args.only)] if args.only else []
+    check_datasets(run.dataset for run in only)
+    runs = with_teachers(only, profile) or plan_grids(profile, args.grid or GRIDS)
     if args.force:
-        _forget(runs, profile)
+        forget(only or runs, profile)
     return int(bool(_train(profile, runs, args.jobs, args.engine)))
 
 
 def command_run(args: argparse.Namespace) -> int:
     """Train what the chosen notebooks need, run them by papermill, print a summary."""
     from ultraseg_lib import notebooks
-    from ultraseg_lib.study import plan_grids
+    from ultraseg_lib.study import forget, plan_grids
 
     profile = _profile(args)
     chosen = notebooks.find_notebooks(args.only, args.start)
@@ -203,7 +230,7 @@ def command_run(args: argparse.Namespace) -> int:
     runs = [] if profile.frozen else plan_grids(profile, notebooks.grids_needed(chosen))
     if args.force:
         _refuse_frozen(profile)
-        _forget(runs, profile)
+        forget(runs, profile)
     unfinished = _train(profile, runs, args.jobs, args.engine) if runs else {}
     minutes, failures = notebooks.run_notebooks(plan, profile)
     notebooks.save_minutes(minutes, profile)
@@ -211,21 +238,17 @@ def command_run(args: argparse.Namespace) -> int:
     return int(bool(unfinished or failures))
 
 
-def _at_least_one(text: str) -> int:
-    """Argparse type of counts."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
-
-
 def command_bench(args: argparse.Namespace) -> int:
     """Time the models of Table 4 on this CPU, every backend that is here."""
     from ultraseg_lib.deploy import benchmark
     from ultraseg_lib.paths import outputs_dir, write_json
+    from ultraseg_lib.study import load_frames_of, load_profile
 
     options = {
         k: v and list(v) for k, v in vars(args).items() if k in ("models", "backends", "isas")
     }
+    if args.dataset:  # looked for before the long part
+        load_frames_of(args.dataset, load_profile("lite", image_size=args.size))
     threads = [args.threads] if args.threads else None
     path = args.output or outputs_dir("bench") / "bench.json"
     result = benchmark.benchmark(
@@ -244,9 +267,13 @@ def command_bench(args: argparse.Namespace) -> int:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=_list_of(str), help="default: the models of Table 4")
     parser.add_argument("--backends", type=_list_of(str), help="default: all; openvino:bfloat16, …")
-    parser.add_argument("--threads", type=int, help="cores (default: a row on 1, a row on all)")
-    parser.add_argument("--size", type=int, default=256, help="side of the image (default: 256)")
-    parser.add_argument("--frames", type=int, default=200, help="timed frames a row, 10 at least")
+    parser.add_argument(
+        "--threads", type=_at_least_one, help="cores (default: a row on 1, a row on all)"
+    )
+    _add_size(parser)
+    parser.add_argument(
+        "--frames", type=_at_least_one, default=200, help="timed frames a row, 10 at least"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="a row, if 10 frames are done")
     parser.add_argument(
         "--isas", type=_list_of(str), help="all, avx2 (newer instructions left out); default: all"
@@ -263,9 +290,9 @@ def command_export(args: argparse.Namespace) -> int:
     from ultraseg_lib.paths import outputs_dir
     from ultraseg_lib.weights import find_weights, shipped_weights
 
-    for name in args.models:
-        trained = args.weights or shipped_weights(name)
-        weights = find_weights(name, args.weights) if trained else None
+    for name in args.models or filter(shipped_weights, ("ultraseg_108k", "ultraseg_130k")):
+        untrained = args.untrained and not (args.weights or shipped_weights(name))
+        weights = None if untrained else find_weights(name, args.weights)
         model = create_model(name, weights=weights)
         files = export(name, model, args.output or outputs_dir("export"), args.size, weights)
         print(f"{name} ({weights or 'untrained'}):", *files, sep="\n  ")
@@ -273,12 +300,15 @@ def command_export(args: argparse.Namespace) -> int:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=_list_of(str), default=("ultraseg_108k", "ultraseg_130k"))
+    parser.add_argument(
+        "--models", type=_list_of(str), help="default: UltraSeg-108K and 130K, where trained"
+    )
     parser.add_argument(
         "--weights",
         help=".safetensors, or a dataset's name for its shipped ones (default: the best)",
     )
-    parser.add_argument("--size", type=int, default=256, help="side of the image (default: 256)")
+    parser.add_argument("--untrained", action="store_true", help="models without weights too")
+    _add_size(parser)
     parser.add_argument("-o", "--output", type=Path, help="folder (default: outputs/export)")
 
 
@@ -346,13 +376,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     verify = actions.add_parser("verify", help=command_verify.__doc__)
     verify.add_argument("names", nargs="*", help="of datasets, as listed (default: all)")
     audit = actions.add_parser("audit", help=command_audit.__doc__)
+    for each in (verify, audit):
+        _add_data_folder(each)
     commands = {fetch: command_fetch, verify: command_verify, audit: command_audit}
     for action, command in commands.items():
         action.set_defaults(command=command)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ultraseg_lib", description=__doc__)
+    parser = _Parser(prog="python -m ultraseg_lib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -360,8 +392,9 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    add("check", command_check)
-    _add_data(add("data", command_data))
+    check = add("check", command_check)
+    data = add("data", command_data)
+    _add_data(data)
     models = add("models", command_models)
     models.add_argument("--models", type=_list_of(str), help="only these, comma-separated")
     models.add_argument("--json", action="store_true", help="for programs")
@@ -375,7 +408,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", metavar="NN", help="this notebook and those after it")
     for each in (study, run):
         _add_grid(each)
-    _add_bench(add("bench", command_bench))
+    bench = add("bench", command_bench)
+    _add_bench(bench)
+    for each in (check, data, study, run, bench):
+        _add_data_folder(each)
     _add_export(add("export", command_export))
     _add_predict(add("predict", command_predict))
     teach = add("teach", command_teach)
@@ -387,15 +423,17 @@ def _parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Do one command; bad input gives one line on standard error and exit status 2."""
     args = _parser().parse_args(words)
+    if "data" in args:
+        os.environ["ULTRASEG_DATA"] = str(args.data)
     try:
         return args.command(args)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "stopped; what was done is kept, the same command goes on from there", file=sys.stderr
-        )
+        goes_on = args.command in (command_study, command_run, command_fetch)
+        kept = "; what was done is kept, the same command goes on from there" if goes_on else ""
+        print(f"stopped{kept}", file=sys.stderr)
         return 130
 
 

@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 
 def _python() -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
-    fix = "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer, then ./run_all.sh"
+    fix = "" if sys.version_info >= (3, 11, 4) else "install Python 3.11.4 or newer, ./run_all.sh"
     return Finding("Python", found, fix)
 
 
@@ -60,12 +60,11 @@ def _kernel() -> Finding:
 
 def _outputs() -> Finding:
     folder = outputs_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        return Finding(
-            "outputs", f"{folder} is read-only", "set ULTRASEG_OUTPUTS to another folder"
-        )
-    free = shutil.disk_usage(folder).free / 1e9
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        fix = "set ULTRASEG_OUTPUTS to another folder"
+        return Finding("outputs", f"{folder} cannot be written: {there}", fix)
+    free = shutil.disk_usage(there).free / 1e9
     fix = "" if free > FREE_DISK_GB else f"free {FREE_DISK_GB} GB, or set ULTRASEG_OUTPUTS"
     return Finding("outputs", f"{folder}, {free:.0f} GB free", fix)
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.models import Prediction
 from ultraseg_lib.models.layers import resize
 
@@ -29,8 +30,7 @@ class Distillation(nn.Module):
 
     def __init__(self, teacher: nn.Module, student: nn.Module, kind: str, share: float) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"distillation: unknown {kind!r}; choose from {', '.join(KINDS)}")
+        check_choice("distillation", kind, KINDS)
         self.kind, self.share = kind, share
         self._teacher = [_freeze(teacher)]  # in a list: not a part that is trained or saved
         if kind == "features":

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ultraseg_lib.choices import check_choice
+
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
 
 CANNY_THRESHOLDS = (30, 90)
@@ -51,8 +53,7 @@ def boundary_target(mask: Mask, method: str = "canny") -> NDArray[np.uint8]:
     """
     if mask.ndim != 2:
         raise ValueError(f"mask has shape {mask.shape}; expected (H, W).")
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose one of {sorted(METHODS)}.")
+    check_choice("edges", method, METHODS)
     return (METHODS[method](_as_0_255(mask)) > 0).view(np.uint8)
 
 
@@ -94,8 +95,7 @@ def boundary_targets_on_device(masks: Tensor, method: str = "canny") -> Tensor:
     Raises:
         ValueError: an unknown method.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose one of {sorted(METHODS)}.")
+    check_choice("edges", method, METHODS)
     lines = _thin_edges(masks) if method == "canny" else masks
     ellipse = torch.from_numpy(ELLIPSE).to(masks.device, torch.float32)[None, None]
     wide = F.conv2d(lines[:, None].float(), ellipse, padding=2)[:, 0] > 0

@@ -28,7 +28,6 @@ from ultraseg_lib.study import (
     test_sets_of,
 )
 
-ENGINES = ("local", "ray")
 GPU_JOBS = 6  # small models leave most of a large GPU idle
 
 
@@ -41,7 +40,7 @@ def runs_to_do(profile: Profile, runs: Iterable[Run]) -> list[Run]:
     for run in runs:
         if run.is_complete:
             check_complete(run, profile)
-        if not run.is_complete or missing_tests(run, profile):
+        if not run.is_complete or missing_tests(run, test_sets_of(run, profile)):
             todo.append(run)
     return todo
 
@@ -71,7 +70,8 @@ def run_study(
 
 def _decode(profile: Profile, runs: list[Run]) -> None:
     """Decode every dataset once, before the processes start."""
-    names = {name for run in runs for name in (run.dataset, *test_sets_of(run, profile))}
+    one_each = {run.dataset: run for run in runs}.values()
+    names = {name for run in one_each for name in (run.dataset, *test_sets_of(run, profile))}
     for name in sorted(names - {"mixed"}):  # which is made of the others
         load_frames_of(name, profile)
 

@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 
 from ultraseg_lib import data
-from ultraseg_lib.paths import PROFILES, SPLITS, data_dir, outputs_dir
+from ultraseg_lib.choices import check_choice
+from ultraseg_lib.data.splits import EXTERNAL, schemes
+from ultraseg_lib.paths import PROFILES, data_dir, outputs_dir
 from ultraseg_lib.training import RECIPES, Recipe
 from ultraseg_lib.variants import find_variant
 
@@ -27,6 +29,7 @@ GRIDS = {
     "distillation": "Table 7: a teacher, and students that learn from it",
     "external": "Table 6: single sets, the mixed set and shares of it",
 }
+WHOLE_TEST_SETS = (*EXTERNAL, "synthetic_unseen")  # never trained on: every image is tested
 AXES = ("recipes", "protocols", "datasets", "models", "seeds")  # seeds innermost: whole rows first
 
 
@@ -62,7 +65,7 @@ class Run:
     ``model`` may name a variant, as in ``ultraseg_130k+fusion_fixed``. ``dataset`` may name a
     selection: a committed split (``cvc_clinicdb@sequence``), a share of the training images
     (``mixed@p25``) or a center (``polypgen@center_C3``). Raises ValueError, with the valid names,
-    for an unknown model, dataset, recipe or protocol.
+    for an unknown model, recipe or protocol; `check_datasets` looks at the dataset.
     """
 
     profile: str
@@ -75,9 +78,8 @@ class Run:
 
     def __post_init__(self) -> None:
         find_variant(self.model)
-        _check_datasets([self.dataset])
-        _check_choice("recipe", [self.recipe], RECIPES)
-        _check_choice("protocol", [self.protocol], PROTOCOLS)
+        check_choice("recipe", self.recipe, RECIPES)
+        check_choice("protocol", self.protocol, PROTOCOLS)
 
     @property
     def run_id(self) -> str:
@@ -118,25 +120,22 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def _check_choice(argument: str, values: Iterable[str], valid: Iterable[str]) -> None:
-    for value in values:
-        if value not in valid:
-            raise ValueError(f"{argument}: unknown {value!r}; choose from {', '.join(valid)}")
+def datasets_there() -> set[str]:
+    """Return the names of the real datasets that are in the data folder, the user's own too."""
+    return set(data.look_for_datasets(data_dir())) if data_dir().is_dir() else set()
 
 
-def _is_own(name: str) -> bool:
-    """Return whether the user's own dataset of this name is there."""
-    return data_dir().is_dir() and name in data.look_for_datasets(data_dir())
-
-
-def _check_datasets(names: Iterable[str]) -> None:
+def check_datasets(names: Iterable[str]) -> None:
+    """Raise ValueError, with the valid names, for a dataset or selection that cannot be trained on."""
     for name in names:
         dataset, _, selection = name.partition("@")
-        if dataset not in data.catalog() and not _is_own(dataset):
-            _check_choice("dataset", [dataset], data.catalog())
+        if dataset not in data.catalog():
+            check_choice("dataset", dataset, (*data.catalog(), *sorted(datasets_there())))
+        if name in WHOLE_TEST_SETS:
+            part = "" if name in data.GENERATED else f"; {name}@random trains on a part of it"
+            raise ValueError(f"dataset: every image of {name} is for tests{part}")
         if selection and not re.fullmatch(r"p[1-9]\d?|center_\w+", selection):
-            found = sorted(p.stem.removeprefix(f"{dataset}-") for p in SPLITS.glob(f"{dataset}-*"))
-            _check_choice(f"split of {dataset}", [selection], found)
+            check_choice(f"split of {dataset}", selection, schemes(dataset))
 
 
 def load_profile(name: str, **overrides: Any) -> Profile:
@@ -146,7 +145,7 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     away; epochs and seeds hold for all grids. Raises ValueError, with the valid names, for an
     unknown profile, model, dataset, recipe or protocol.
     """
-    _check_choice("profile", [name], profile_names())
+    check_choice("profile", name, profile_names())
     values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
     changes = {key: value for key, value in overrides.items() if value is not None}
     values |= changes
@@ -161,14 +160,18 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     profile = Profile(name=name, grids=grids, **(values | lists))
     if profile.epochs < 1:
         raise ValueError(f"epochs: found {profile.epochs}; give 1 or more")
+    if min(profile.seeds) < 0:
+        raise ValueError(f"seeds: found {min(profile.seeds)}; give 0 or more")
     for grid in ("main", *grids):
         plan_runs(profile, grid)  # raises for unknown names
     return profile
 
 
 def _product(profile: Profile, **changes: Any) -> list[Run]:
-    _check_choice("grid axis", changes, (*AXES, "epochs"))
+    for axis in changes:
+        check_choice("grid axis", axis, (*AXES, "epochs"))
     axes = [changes.get(axis, getattr(profile, axis)) for axis in AXES]
+    check_datasets(changes.get("datasets", profile.datasets))
     epochs = changes.get("epochs", profile.epochs)
     return [
         Run(profile.name, model, dataset, recipe, protocol, epochs, seed)
@@ -178,7 +181,7 @@ def _product(profile: Profile, **changes: Any) -> list[Run]:
 
 def plan_runs(profile: Profile, grid: str = "main") -> list[Run]:
     """Return the runs of one grid; none where the profile does not have it."""
-    _check_choice("grid", [grid], GRIDS)
+    check_choice("grid", grid, GRIDS)
     parts = [*([{}] if grid == "main" else []), *profile.grids.get(grid, [])]
     runs = [run for part in parts for run in _product(profile, **part)]
     return list(dict.fromkeys(runs))
@@ -186,7 +189,11 @@ def plan_runs(profile: Profile, grid: str = "main") -> list[Run]:
 
 def plan_grids(profile: Profile, grids: Iterable[str]) -> list[Run]:
     """Return the runs of several grids, each once, teachers before their students."""
-    runs = [run for grid in grids for run in plan_runs(profile, grid)]
+    return with_teachers([run for grid in grids for run in plan_runs(profile, grid)], profile)
+
+
+def with_teachers(runs: Iterable[Run], profile: Profile) -> list[Run]:
+    """Return the runs, each once, and before each student its teacher."""
     return list(dict.fromkeys(each for run in runs for each in (*teachers_of(run, profile), run)))
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.models import Prediction
 
 SMOOTH = 1.0  # pixels added to both sides of the Dice ratio: an empty pair scores 1, not 0/0
@@ -115,8 +116,7 @@ def deep_supervision_loss(
     Raises:
         ValueError: an unknown form, or a map whose shape differs from its target's.
     """
-    if form not in LOSS_FORMS:
-        raise ValueError(f"unknown loss form {form!r}; choose one of {sorted(LOSS_FORMS)}.")
+    check_choice("loss form", form, LOSS_FORMS)
     weights = LOSS_FORMS[form]
 
     def supervise(maps: tuple[Tensor, ...], target: Tensor) -> tuple[Tensor, ...]:

@@ -172,7 +172,11 @@ def false_alarm(pred: BoolArray, mask: BoolArray) -> PerImageFlag:
 
 
 def count_polyps(mask: BoolArray) -> int:
-    """Count the 8-connected components of one (H, W) mask that have `MIN_POLYP_PX` or more."""
+    """Count the 8-connected components of one (H, W) mask that have `MIN_POLYP_PX` or more.
+
+    Raises ValueError for an array that is not bool.
+    """
+    _check(mask, mask)
     pixels = np.ascontiguousarray(mask).view(np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
     return int(np.count_nonzero(stats[1:, cv2.CC_STAT_AREA] >= MIN_POLYP_PX))
@@ -295,9 +299,12 @@ def score_images(pred: BoolArray, mask: BoolArray) -> dict[str, np.ndarray]:
 def boundary_pixels(mask: BoolArray) -> BoolArray:
     """Keep the pixels of one mask (H, W) bool with background, or the frame, beside them.
 
+    Raises ValueError for an array that is not bool.
+
     >>> int(boundary_pixels(np.ones((4, 4), bool)).sum())
     12
     """
+    _check(mask, mask)
     return _boundary(np.ascontiguousarray(mask).view(np.uint8)) > 0
 
 

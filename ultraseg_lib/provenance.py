@@ -58,9 +58,10 @@ def now() -> str:
 
 def provenance() -> dict[str, Any]:
     """Return commit, versions, hardware and time as a JSON-ready dictionary."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": None if changes is None else bool(changes),  # unknown without git
         "versions": package_versions(),
         "cpu": cpu_model(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -5,7 +5,9 @@ Workers need the same packages, but neither the datasets nor a shared disk.
 
 import json
 import os
+import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +25,32 @@ NOT_SENT = [".git", ".venv", "outputs", "data/raw", "notebooks", "docs", "tests"
 Files = dict[str, bytes]
 
 
-def _do_run(run: Run, profile: Profile, frames: RunData, given: dict[Run, Files]) -> Files | str:
+def _do_run(
+    run: Run, profile: Profile, frames: RunData, given: dict[Run, Files], study: str
+) -> Files | str:
     """Do one run on a worker; return its files, or why it failed.
 
-    ``given``: the files of the runs that must be there, its teacher's. Where a first try on the same
-    machine was killed, its checkpoint is found and goes on.
+    ``given``: the files of the runs that must be there, its teacher's, and its own so far. Where a
+    first try on the same machine was killed, its checkpoint is found and goes on. ``study``: no
+    other study's, whose files may still lie there.
     """
-    study_id = ray.get_runtime_context().get_job_id()
-    os.environ["ULTRASEG_OUTPUTS"] = str(Path(tempfile.gettempdir()) / f"ultraseg-{study_id}")
+    os.environ["ULTRASEG_OUTPUTS"] = str(Path(tempfile.gettempdir()) / f"ultraseg-{study}")
     torch.set_num_threads(1)
     try:
-        for teacher, files in given.items():
-            _write_files(teacher, files)
+        for each, files in given.items():
+            if not each.folder.exists():
+                _write_files(each, files)
         run_once(run, profile, frames=frames)
-        return _read_files(run)
+        files = _read_files(run)
+        shutil.rmtree(run.folder)
+        return files
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
 def _read_files(run: Run) -> Files:
-    return {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    kept = [path for path in run.folder.iterdir() if path.is_file() and path.name[0] != "."]
+    return {path.name: path.read_bytes() for path in kept}
 
 
 def _write_files(run: Run, files: Files) -> None:
@@ -60,6 +68,7 @@ class RayPool:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
+        self.study = uuid.uuid4().hex
         self.active: dict[Run, ray.ObjectRef] = {}
         self.frames: dict[tuple[str, str], ray.ObjectRef] = {}
 
@@ -97,8 +106,9 @@ class RayPool:
         key = (run.dataset, run.protocol)
         if key not in self.frames:
             self.frames[key] = ray.put(load_run_data(run, self.profile))
-        given = {teacher: _read_files(teacher) for teacher in teachers_of(run, self.profile)}
-        self.active[run] = self.task.remote(run, self.profile, self.frames[key], given)
+        needed = (*teachers_of(run, self.profile), run)
+        given = {each: _read_files(each) for each in needed if each.folder.exists()}
+        self.active[run] = self.task.remote(run, self.profile, self.frames[key], given, self.study)
 
     def finished(self) -> list[tuple[Run, str | None]]:
         """Return the runs that have ended since the last call, with the reason of each that failed."""
@@ -122,7 +132,9 @@ class RayPool:
 
 def _with_our_commit(config: bytes) -> bytes:
     """Name the commit in a worker's ``config.json``: its copy of the code is no checkout."""
-    values = json.loads(config)
-    ours = provenance()
-    values["provenance"] |= {key: ours[key] for key in ("commit", "uncommitted_changes")}
+    values, ours = json.loads(config), provenance()
+    made = values["provenance"]
+    for key in ("commit", "uncommitted_changes"):
+        made[key] = ours[key] if made[key] is None else made[key]
+    made["commits"] = {epoch: each or ours["commit"] for epoch, each in made["commits"].items()}
     return (json.dumps(values, indent=2) + "\n").encode()

@@ -5,10 +5,14 @@ profile together. `engines` does many runs at once.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +25,21 @@ from tqdm.auto import tqdm
 from ultraseg_lib import data, metrics
 from ultraseg_lib.data import Frames
 from ultraseg_lib.data.audit import near_duplicates_of
-from ultraseg_lib.data.splits import EXTERNAL, MIXED, committed_hash, keep_share, mixed_frames
+from ultraseg_lib.data.splits import (
+    EXTERNAL,
+    MIXED,
+    add_split,
+    committed_hash,
+    keep_share,
+    mixed_frames,
+)
 from ultraseg_lib.grid import (
     GRIDS,
     PROTOCOLS,
+    WHOLE_TEST_SETS,
     Profile,
     Run,
+    datasets_there,
     load_profile,
     parse_run_id,
     plan_grids,
@@ -43,6 +56,7 @@ __all__ = [
     "GRIDS",
     "PROTOCOLS",
     "SCORE_COLUMNS",
+    "WHOLE_TEST_SETS",
     "Profile",
     "Run",
     "ensure_run",
@@ -73,21 +87,9 @@ SCORE_COLUMNS = (
 )  # fmt: skip
 COMMITS = "commits.json"  # of an unfinished run
 RELEASED_BATCH = 4  # the batch over which the released code pools Dice
-WHOLE_TEST_SETS = (*EXTERNAL, "synthetic_unseen")  # never trained on: every image is tested
 
 
 # --- frames ---------------------------------------------------------------------------------------
-
-
-def _base(dataset: str) -> str:
-    """Return the name of a dataset without its selection."""
-    return dataset.partition("@")[0]
-
-
-def _is_there(dataset: str, profile: Profile) -> bool:
-    if dataset.startswith("synthetic"):
-        return profile.generated is not None
-    return data_dir().is_dir() and dataset in data.look_for_datasets(data_dir())
 
 
 def load_frames_of(dataset: str, profile: Profile) -> Frames:
@@ -95,13 +97,15 @@ def load_frames_of(dataset: str, profile: Profile) -> Frames:
 
     A selection (see `Run`) thins the training part or keeps one center. "mixed" joins the parts of
     all datasets of the mixed set that are there; images too close to a tested one are left out.
+    Raises FileNotFoundError for a dataset that is not there, ValueError for a center or split that
+    it does not have or generated images that the profile does not make, DataError for a bad file.
     """
     name, _, selection = dataset.partition("@")
     share = re.fullmatch(r"p(\d+)", selection)
     center = selection.startswith("center_")
     if name == "mixed":
         frames = _load_mixed(profile)
-    elif name.startswith("synthetic"):
+    elif name in data.GENERATED:
         if profile.generated is None:
             raise ValueError(f"datasets: profile {profile.name} has no generated images; use demo")
         frames = data.load_generated(name, profile.image_size, **profile.generated)
@@ -123,7 +127,7 @@ def _keep_center(frames: Frames, dataset: str) -> Frames:
 
 
 def _load_mixed(profile: Profile) -> Frames:
-    names = [name for name in (*MIXED, *EXTERNAL) if _is_there(name, profile)]
+    names = [name for name in (*MIXED, *EXTERNAL) if name in datasets_there()]
     if not set(names) & set(MIXED):
         raise FileNotFoundError(f"mixed: none of {', '.join(MIXED)} is below {data_dir()}")
     frames = {name: load_frames_of(name, profile) for name in names}
@@ -133,8 +137,18 @@ def _load_mixed(profile: Profile) -> Frames:
 
 
 def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
-    """Return the frames to train on, and those on which the epoch is picked."""
-    if protocol == "released":
+    """Return the frames to train on, and those on which the epoch is picked.
+
+    Raises ValueError where either holds none, as in a set of a handful of images.
+    """
+    released = protocol == "released"
+    for part in ("train", "test" if released else "val"):
+        if part not in set(frames.table["part"]):
+            raise ValueError(
+                f"{frames.table['dataset'].iloc[0]}: of {len(frames)} images none falls to its part"
+                f" {part!r}; add images" + ("" if released else ", or give --protocol released")
+            )
+    if released:
         return frames.part("train", "val"), frames.part("test")
     return frames.part("train"), frames.part("val")
 
@@ -142,58 +156,80 @@ def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
 def test_sets_of(run: Run, profile: Profile) -> list[str]:
     """Return the names of the test sets of a run: its own, then the profile's that are there.
 
-    A split or center of a dataset is not tested on the rest of that dataset, which may hold frames
-    that it was trained on. The mixed set has the test parts of its datasets.
+    A split or center of a dataset is not tested on the rest of that dataset, nor a dataset on one
+    that shares images with it (see the catalog): these may hold frames that it was trained on. The
+    mixed set has the test parts of its datasets.
     """
     name, _, selection = run.dataset.partition("@")
-    others = [each for each in profile.tested if each != name and _is_there(each, profile)]
+    there = datasets_there() | set(data.GENERATED if profile.generated else ())
+    known = {name, *data.catalog().get(name, {}).get("overlaps", ())}
+    others = [each for each in profile.tested if each in there - known]
     if name == "mixed":
         return others
-    own = name if re.fullmatch(r"p\d+", selection) else run.dataset
-    return [own, *others]
+    share = re.fullmatch(r"p\d+", selection) and name not in WHOLE_TEST_SETS
+    return [name if share else run.dataset, *others]
 
 
 def test_frames(test_set: str, profile: Profile) -> Frames:
-    """Return the frames of a test set, in the order of ``scores.csv`` and of `read_probs`."""
+    """Return the frames of a test set, in the order of ``scores.csv`` and of `read_probs`.
+
+    Raises what `load_frames_of` raises.
+    """
     frames = load_frames_of(test_set, profile)
     return frames if test_set in WHOLE_TEST_SETS else frames.part("test")
 
 
 @dataclass(frozen=True)
 class RunData:
-    """All that a run needs of its datasets: frames to train on, to pick the epoch, to test."""
+    """All that a run needs of its datasets: frames to train on, to pick the epoch, to test.
+
+    ``split_hash``: of these frames. ``split``: of the datasets they come from, see `inputs_of`.
+    """
 
     train: Frames
     val: Frames
     tests: dict[str, Frames]
     split_hash: str
+    split: Any
 
 
 def load_run_data(run: Run, profile: Profile) -> RunData:
-    """Load the frames of one run."""
+    """Load the frames of one run; raises what `load_frames_of` and `training_parts` raise."""
     frames = load_frames_of(run.dataset, profile)
     tests = {name: test_frames(name, profile) for name in test_sets_of(run, profile)}
     keys = frames.table["dataset"] + "/" + frames.table["image_id"]
-    keys = keys if _base(run.dataset) == "mixed" else frames.table["image_id"]
+    keys = keys if run.dataset.partition("@")[0] == "mixed" else frames.table["image_id"]
     split = data.split_hash(pd.Series(frames.table["part"].to_numpy(), keys))
-    return RunData(*training_parts(frames, run.protocol), tests, split)
+    return RunData(*training_parts(frames, run.protocol), tests, split, split_of(run.dataset))
 
 
 # --- one run --------------------------------------------------------------------------------------
 
 
+def split_of(dataset: str) -> Any:
+    """Return the hash of a dataset's split; for the mixed set one a dataset, None for the absent.
+
+    A selection that is no split is drawn from the split "random". None too for generated images.
+    """
+    name, _, selection = dataset.partition("@")
+    if name == "mixed":
+        there = datasets_there()
+        return {each: split_of(each) if each in there else None for each in MIXED}
+    committed = committed_hash(name, selection or "random") or committed_hash(name)
+    if committed or name not in datasets_there():
+        return committed
+    drawn = add_split(data.look_for_datasets(data_dir())[name].table, name)
+    return data.split_hash(drawn.set_index("image_id")["part"])
+
+
 def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
     """Return what a run is made from: images, split, recipe. Stands in ``config.json`` and checkpoints."""
-    name, _, selection = run.dataset.partition("@")
-    generated = profile.generated if name.startswith("synthetic") else None
+    name = run.dataset.partition("@")[0]
+    generated = profile.generated if name in data.GENERATED else None
     made_by = {"generator": data.generator_version()} if generated else {}
-    if name == "mixed":
-        split = {each: committed_hash(each) for each in MIXED}
-    else:
-        split = committed_hash(name, selection or "random") or committed_hash(name)
     inputs = {
         "images": {"size": profile.image_size, **(generated or {}), **made_by},
-        "split": split,
+        "split": split_of(run.dataset),
         "recipe": dataclasses.asdict(run.training_recipe),
         "variant": dict(find_variant(run.model)[1].model),
     }
@@ -213,14 +249,50 @@ def read_scores(run: Run) -> pd.DataFrame:
 
 
 def check_complete(run: Run, profile: Profile) -> None:
-    """Raise ValueError if a complete run was made from other inputs than the profile asks for."""
-    check_same_inputs(read_config(run).get("inputs", {}), inputs_of(run, profile), run.folder)
+    """Raise ValueError if a complete run was made from other inputs than the profile asks for.
+
+    A dataset that is not there now is not compared: results are shown without it.
+    """
+    wanted = inputs_of(run, profile)
+    split = wanted.pop("split")
+    if isinstance(split, dict):
+        wanted["split"] = {name: each for name, each in split.items() if each}
+    elif split:
+        wanted["split"] = split
+    check_same_inputs(read_config(run).get("inputs", {}), wanted, run.folder)
 
 
-def missing_tests(run: Run, profile: Profile) -> list[str]:
-    """Return the test sets on which a complete run is not scored yet."""
+def missing_tests(run: Run, wanted: Iterable[str]) -> list[str]:
+    """Return those test sets on which a complete run is not scored yet."""
     scored = set(read_scores(run)["test_set"])
-    return [name for name in test_sets_of(run, profile) if name not in scored]
+    return [name for name in wanted if name not in scored]
+
+
+@contextmanager
+def only_here(run: Run) -> Iterator[None]:
+    """Hold a run, so that no other process does or removes it; raise ValueError if one does."""
+    lock = FileLock(run.folder.with_name(f".{run.run_id}.lock"))  # stays when the folder goes
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{run.folder}: another process is doing this run; wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def forget(runs: Iterable[Run], profile: Profile) -> None:
+    """Remove the results of these runs, so that they are done anew, if their data is there.
+
+    Raises ValueError at one that another process is doing.
+    """
+    for dataset in {run.dataset for run in runs}:
+        load_frames_of(dataset, profile)  # raises before anything is lost
+    for run in runs:
+        with only_here(run):
+            shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def run_once(
@@ -236,16 +308,10 @@ def run_once(
     """
     if run.is_complete:
         check_complete(run, profile)
-        if not missing_tests(run, profile):
+        if not missing_tests(run, frames.tests if frames else test_sets_of(run, profile)):
             return read_scores(run)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.folder / ".lock")
-    try:
-        with lock.acquire(timeout=0):
-            _train_and_score(run, profile, frames or load_run_data(run, profile), on_epoch)
-    except Timeout:
-        raise ValueError(f"{run.folder}: another process is doing this run; wait for it") from None
-    (run.folder / ".lock").unlink(missing_ok=True)
+    with only_here(run):
+        _train_and_score(run, profile, frames or load_run_data(run, profile), on_epoch)
     return read_scores(run)
 
 
@@ -255,9 +321,13 @@ def _train_and_score(
     frames: RunData,
     on_epoch: Callable[[dict[str, float]], None] | None,
 ) -> None:
-    config = read_config(run) if run.is_complete else _train(run, profile, frames, on_epoch)
-    done = set(read_scores(run)["test_set"]) if run.is_complete else set()
-    _score(run, {k: v for k, v in frames.tests.items() if k not in done}, config)
+    if run.is_complete:
+        config, todo = read_config(run), missing_tests(run, frames.tests)
+        trained = {"frames": config["split_hash"]}
+        check_same_inputs(trained, {"frames": frames.split_hash}, run.folder)
+    else:
+        config, todo = _train(run, profile, frames, on_epoch), list(frames.tests)
+    _score(run, {name: frames.tests[name] for name in todo}, config)
     for finished in (
         run.folder / "checkpoint.pt",
         run.folder / COMMITS,
@@ -277,7 +347,7 @@ def _train(
     commits = _note_commit(run, made_by["commit"])
     teachers = [load_trained(teacher) for teacher in teachers_of(run, profile)]
     torch.manual_seed(run.seed)
-    inputs = inputs_of(run, profile)
+    inputs = inputs_of(run, profile) | {"split": frames.split}
     trainer = Trainer(
         build_model(run.model), frames.train, frames.val, run.training_recipe, run.epochs,
         run.seed, run.folder, inputs | {"frames": frames.split_hash}, *teachers,
@@ -305,19 +375,27 @@ def _note_commit(run: Run, commit: str | None) -> dict[str, str | None]:
     return commits
 
 
+def trained_weights(run: Run) -> Path:
+    """Return the weights file of a run; raise FileNotFoundError where the run is not finished."""
+    weights = run.folder / "weights.safetensors"
+    if not (run.is_complete and weights.exists()):
+        raise FileNotFoundError(f"{run.run_id} is not finished; train it first")
+    return weights
+
+
 def load_trained(run: Run) -> nn.Module:
     """Return the trained model of a run, on the GPU where there is one.
 
     Raises FileNotFoundError where the run is not finished.
     """
-    weights = run.folder / "weights.safetensors"
-    if not (run.is_complete and weights.exists()):
-        raise FileNotFoundError(f"{run.run_id} is not finished; train it first")
-    return build_model(run.model, weights).to(pick_device()).eval()
+    return build_model(run.model, trained_weights(run)).to(pick_device()).eval()
 
 
 def score_frames(run_id: str, test_set: str, frames: Frames, probs: np.ndarray) -> pd.DataFrame:
-    """Score probability maps (N, H, W) uint8 against the masks: the rows of ``scores.csv``."""
+    """Score probability maps (N, H, W) uint8 against the masks: the rows of ``scores.csv``.
+
+    Raises ValueError where the maps are not one for each frame, of its size.
+    """
     columns = metrics.score_images(probs >= 128, frames.masks > 0)
     known = frames.table[["image_id", "center", "modality"]]
     scores = known.assign(run_id=run_id, test_set=test_set, **columns)
@@ -371,7 +449,8 @@ def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
 def finished_runs(profile: str) -> list[Run]:
     """Return every complete run of a profile's ledger, by name, also those its grids do not plan."""
     folders = [path.parent for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv"))]
-    return [parse_run_id(profile, folder.name) for folder in folders]
+    names = [folder.name for folder in folders if not folder.name.startswith(".")]  # half-written
+    return [parse_run_id(profile, name) for name in names]
 
 
 def missing_runs(profile: Profile, grid: str = "main") -> list[Run]:
@@ -413,14 +492,16 @@ def pick_run(profile: Profile, model: str) -> Run:
 def read_probs(run: Run, test_set: str, profile: Profile | None = None) -> np.ndarray:
     """Return the probability maps (N, S, S) uint8 of a finished run, rows as in its scores.
 
-    The committed record keeps no maps: there they are made from the weights, once.
+    The committed record keeps no maps: there they are made from the weights, once. Raises
+    FileNotFoundError for a run or dataset that is not there.
     """
     kept = run.folder / "probs.npz"
     if kept.exists():
         with np.load(kept) as maps:
             if test_set in maps:
                 return maps[test_set]
-    cache = outputs_dir("cache") / f"probs-{run.profile}-{run.run_id}-{test_set}.npy"
+    made_by = hashlib.sha256(trained_weights(run).read_bytes()).hexdigest()[:12]
+    cache = outputs_dir("cache") / f"probs-{run.profile}-{run.run_id}-{test_set}-{made_by}.npy"
     if not cache.exists():
         frames = test_frames(test_set, profile or load_profile(run.profile))
         probs = predict_probs(load_trained(run), frames.images)

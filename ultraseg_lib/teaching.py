@@ -127,8 +127,10 @@ def _guide(kind: str, folder: Path) -> str:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".ipynb", ".md"))
-    kept = [path for path in files if ".ipynb_checkpoints" not in path.parts]
+    """Return the hash of every file but those that Jupyter and Python write by themselves."""
+    made = {".ipynb_checkpoints", "__pycache__", WRITTEN}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    kept = [path for path in files if made.isdisjoint(path.parts)]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in kept}  # fmt: skip
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ultraseg_lib.models import MODELS, create_model
+from ultraseg_lib.choices import check_choice
+from ultraseg_lib.models import MODELS, create_model, find_model
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,10 @@ def find_variant(name: str) -> tuple[str, Variant]:
     Raises ValueError, with the valid names, for an unknown model or variant.
     """
     model, _, chosen = name.partition("+")
-    if model not in MODELS:
-        raise ValueError(f"model: unknown {model!r}; choose from {', '.join(MODELS)}")
+    find_model(model)
     if "+" not in name:
         return model, PLAIN
-    if chosen not in VARIANTS:
-        raise ValueError(
-            f"variant of {model}: unknown {chosen!r}; choose from {', '.join(VARIANTS)}"
-        )
+    check_choice(f"variant of {model}", chosen, VARIANTS)
     return model, VARIANTS[chosen]
 
 

@@ -50,7 +50,8 @@ def find_weights(model: str, weights: str | Path | None = None) -> Path:
 
 def trained_size(weights: Path) -> int:
     """Return the image size in px that weights were trained at: what their run says, else 256."""
-    config = weights.with_name("config.json")
-    if not config.exists():
+    try:
+        config = json.loads(weights.with_name("config.json").read_text(encoding="utf-8"))
+        return int(config["inputs"]["images"]["size"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or another program's
         return IMAGE_SIZE
-    return json.loads(config.read_text(encoding="utf-8"))["inputs"]["images"]["size"]

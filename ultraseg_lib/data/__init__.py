@@ -20,6 +20,7 @@ from ultraseg_lib.data.splits import add_split, split_hash
 from ultraseg_lib.paths import data_dir, outputs_dir
 
 __all__ = [
+    "GENERATED",
     "DataError",
     "FoundDataset",
     "Frames",
@@ -36,6 +37,9 @@ __all__ = [
     "look_for_datasets",
     "split_hash",
 ]
+
+
+GENERATED = ("synthetic", "synthetic_unseen")
 
 
 def generator_version() -> str:
@@ -65,10 +69,6 @@ def load_dataset(name: str, size: int, scheme: str = "random") -> Frames:
     dataset is not there, and DataError where a file in it is wrong.
     """
     root = data_dir()
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"data folder {root} not found; pass --data DIR or set ULTRASEG_DATA"
-        )
     found = find_dataset(name, root)
     if found is None:
         entry = catalog()[name]

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ultraseg_lib.choices import check_choice
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -128,8 +130,7 @@ def _augment_one(
 
 def find_augmentation(name: str) -> Augmentation:
     """Return an augmentation by name; raise ValueError, with the valid names, for an unknown one."""
-    if name not in AUGMENTATIONS:
-        raise ValueError(f"augmentation: unknown name {name!r}; choose from {list(AUGMENTATIONS)}")
+    check_choice("augmentation", name, AUGMENTATIONS)
     return AUGMENTATIONS[name]
 
 

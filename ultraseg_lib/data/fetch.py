@@ -6,16 +6,12 @@ off is kept in a hidden file, and the same command goes on from there.
 
 import lzma
 import os
-import shutil
-import stat
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 
 import pooch
 import requests
@@ -51,17 +47,23 @@ class ResumingDownloader:
         there = self.part.stat().st_size if self.part.exists() else 0
         headers = {"User-Agent": "ultraseg-study"} | ({"Range": f"bytes={there}-"} if there else {})
         with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-            if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            if answer.status_code != requests.codes.requested_range_not_satisfiable:
+                self._receive(answer, there)
+            elif answer.headers.get("Content-Range") != f"bytes */{there}":  # else it is whole
                 self.part.unlink()  # it is no beginning of this file
-            answer.raise_for_status()
-            if answer.status_code != requests.codes.partial_content:  # the server starts anew
-                there = 0
-            total = there + int(answer.headers.get("Content-Length", 0))
-            bar = tqdm(total=total or None, initial=there, unit="B", unit_scale=True, disable=None)
-            with open(self.part, "ab" if there else "wb") as file, bar:
-                for chunk in answer.iter_content(1 << 16):
-                    bar.update(file.write(chunk))
+                answer.raise_for_status()
         os.replace(self.part, output_file)
+
+    def _receive(self, answer: requests.Response, there: int) -> None:
+        """Write what comes behind the ``there`` bytes that came before."""
+        answer.raise_for_status()
+        if answer.status_code != requests.codes.partial_content:  # the server starts anew
+            there = 0
+        total = there + int(answer.headers.get("Content-Length", 0))
+        bar = tqdm(total=total or None, initial=there, unit="B", unit_scale=True, disable=None)
+        with open(self.part, "ab" if there else "wb") as file, bar:
+            for chunk in answer.iter_content(1 << 16):
+                bar.update(file.write(chunk))
 
 
 def _download(url: str, sha256: str | None, folder: Path, part: Path) -> Path:
@@ -80,54 +82,24 @@ def _download(url: str, sha256: str | None, folder: Path, part: Path) -> Path:
         ) from None
 
 
-def _zip_members(archive: Path) -> Iterator[tuple[str, str, IO[bytes] | None]]:
-    """Yield name, kind ("file", "folder", "link") and content of each member."""
-    with zipfile.ZipFile(archive) as opened:
-        for member in opened.infolist():
-            if stat.S_ISLNK(member.external_attr >> 16):
-                yield member.filename, "link", None
-            elif member.is_dir():
-                yield member.filename, "folder", None
-            else:
-                with opened.open(member) as content:
-                    yield member.filename, "file", content
-
-
-def _tar_members(archive: Path) -> Iterator[tuple[str, str, IO[bytes] | None]]:
-    """Yield name, kind ("file", "folder", or "link" for all else) and content of each member."""
-    with tarfile.open(archive) as opened:
-        for member in opened:
-            kind = "file" if member.isreg() else "folder" if member.isdir() else "link"
-            yield member.name, kind, opened.extractfile(member) if kind == "file" else None
-
-
-def _target(folder: Path, name: str) -> Path:
-    """Return where a member goes; raise DataError for a name that leads out of ``folder``."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in name.partition("/")[0]:
-        raise DataError(f"the archive's member {name!r} leads out of its folder; refused")
-    return folder / path
-
-
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip or tar archive into ``folder``.
+    """Unpack a zip or tar archive into ``folder``; nothing lands outside, whatever its names say.
 
-    Raises DataError, naming the member, for a link, a device, or a name that leads out of
-    ``folder``, and for a file that is no whole archive.
+    Raises DataError for a file that is no whole archive and for a tar that leads out of ``folder``,
+    OSError where the disk is full.
     """
     try:
-        members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
-        for name, kind, content in members(archive):
-            if kind == "link":
-                raise DataError(f"the archive's member {name!r} is a link or a device; refused")
-            target = _target(folder, name)
-            (target if kind == "folder" else target.parent).mkdir(parents=True, exist_ok=True)
-            if content is not None:
-                with open(target, "wb") as file:
-                    shutil.copyfileobj(content, file)
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                opened.extractall(folder)
+        else:
+            with tarfile.open(archive) as opened:
+                opened.extractall(folder, filter="data")
     except BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's fault, not the archive's
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise DataError(f"{archive.name}: not a whole archive ({reason}); fetch it again") from None
+        raise DataError(f"{archive.name}: not a whole, safe archive ({reason})") from None
 
 
 def _unpack_inner(folder: Path) -> None:
@@ -141,9 +113,9 @@ def _unpack_inner(folder: Path) -> None:
 def fetch(name: str, to: Path) -> Path:
     """Download dataset ``name`` and unpack it as a folder below ``to``; return that folder.
 
-    When it fails, nothing is left but what a broken download brought, hidden, for the next call to go
-    on from. Raises ValueError for an unknown dataset, and DataError where
-    no direct download is allowed, the folder is there already, or the download is not as it should be.
+    When it fails, nothing is left but what was downloaded, hidden, for the next call to go on from.
+    Raises ValueError for an unknown dataset, DataError where no direct download is allowed, the
+    folder is there already, or the download is not as it should be, OSError where the disk is full.
     """
     check_dataset_name(name)
     entry = catalog()[name]
@@ -158,7 +130,11 @@ def fetch(name: str, to: Path) -> Path:
         archive = _download(entry["url"], entry.get("sha256"), Path(temporary), part)
         unpacked = Path(temporary, "unpacked")
         unpacked.mkdir()
-        unpack(archive, unpacked)
-        _unpack_inner(unpacked)
+        try:
+            unpack(archive, unpacked)
+            _unpack_inner(unpacked)
+        except OSError:
+            os.replace(archive, part)
+            raise
         os.replace(unpacked, goal)
     return goal

@@ -8,7 +8,7 @@ dataset's folders look stands in ``catalog.yaml``.
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.paths import ROOT
 
 COLUMNS = ("dataset", "image_id", "image", "mask", "center", "modality", "sequence")
@@ -89,8 +90,7 @@ def dataset_title(name: str) -> str:
 
 def check_dataset_name(name: str) -> None:
     """Raise ValueError, with the names there are, unless ``name`` is in the catalog."""
-    if name not in catalog():
-        raise ValueError(f"dataset: unknown name {name!r}; choose from {', '.join(catalog())}")
+    check_choice("dataset", name, catalog())
 
 
 def _plain(name: str) -> str:
@@ -284,26 +284,34 @@ def find_dataset(name: str, root: Path) -> FoundDataset | None:
 
     ``name``: one of the catalog, or the folder of a dataset of one's own in lower case. Returns None
     where no folder bears its name. Raises DataError for an image without a mask, and for a folder of
-    that name in which no image is found, ValueError for a name that is neither.
+    that name in which no image is found, ValueError for a name that is neither, FileNotFoundError
+    for a missing ``root``.
     """
-    folders = _folders(root)
-    own = {} if name in catalog() else _look_for_own(folders)
-    if name not in own:
+    found = look_for_datasets(root)
+    if name not in found:
         check_dataset_name(name)
-    dataset = own.get(name) or _look_for(name, folders)
-    return dataset and _checked(dataset)
+        return None
+    return _checked(found[name])
 
 
 def look_for_datasets(root: Path) -> dict[str, FoundDataset]:
     """Return every dataset found below ``root``, by name, with what is wrong in each.
 
-    First those of the catalog, in its order, then the user's own. Raises FileNotFoundError for a
-    missing ``root``.
+    First those of the catalog, in its order, then the user's own. Asked again it looks anew only
+    where a folder has changed. Raises FileNotFoundError for a missing ``root``.
     """
     if not root.is_dir():
         raise FileNotFoundError(
             f"data folder {root} not found; pass --data DIR or set ULTRASEG_DATA"
         )
+    times = tuple((parent, os.stat(parent).st_mtime_ns) for parent, _, _ in os.walk(root))
+    found = _look_for_all(root, times)
+    return {name: replace(each, table=each.table.copy()) for name, each in found.items()}
+
+
+@lru_cache(maxsize=4)
+def _look_for_all(root: Path, _times: tuple[tuple[str, int], ...]) -> dict[str, FoundDataset]:
+    """Look for every dataset; ``_times``: when each folder changed, of which the answer is true."""
     folders = _folders(root)
     found = {name: _look_for(name, folders) for name in catalog()}
     return {name: each for name, each in found.items() if each} | _look_for_own(folders)

@@ -28,6 +28,11 @@ from ultraseg_lib.data.layouts import DataError
 from ultraseg_lib.paths import outputs_dir, whole_folder
 
 
+def _decode_by_opencv(path: Path) -> np.ndarray | None:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
 def _decode(path: Path) -> np.ndarray | None:
     """Return (H, W, 3) uint8 RGB, or None for a file that cannot be decoded.
 
@@ -35,15 +40,16 @@ def _decode(path: Path) -> np.ndarray | None:
     first one only, without a word; tifffile returns all three.
     """
     if path.suffix.lower() not in (".tif", ".tiff"):
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return _decode_by_opencv(path)
     try:
-        image = tifffile.imread(path)
-    except (OSError, ValueError, tifffile.TiffFileError):
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            if page.samplesperpixel == 1 or page.photometric == tifffile.PHOTOMETRIC.RGB:
+                return _decode_by_opencv(path)  # which reads every compression
+            image = page.asarray()
+    except (OSError, ValueError, IndexError, tifffile.TiffFileError):
         return None
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
-        return None
-    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[..., :3]
+    return image[..., :3] if image.dtype == np.uint8 and image.ndim == 3 else None
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -57,12 +63,18 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_mask(path: str | Path) -> tuple[np.ndarray, bool]:
     """Read one mask as (H, W) uint8 of 0 and 255, and whether the file held other values too.
 
-    Colour masks count as polyp where any channel exceeds 127; JPEG noise falls to one side.
+    Colour masks count as polyp where any channel exceeds 127; JPEG noise falls to one side. Raises
+    DataError for a file that cannot be decoded, and for one of labels (0 and 1).
     """
     mask = _decode(Path(path))
     if mask is None:
         raise DataError(f"{path}: missing or not a readable mask; replace it by a fresh copy")
     brightest = mask.max(axis=2)
+    if 0 < brightest.max() <= 127 and Path(path).suffix.lower() not in (".jpg", ".jpeg"):
+        raise DataError(
+            f"{path}: no value is above {brightest.max()}; masks are 0 and 255: write it anew, with"
+            " 255 where the polyp is"
+        )
     binary = np.where(brightest > 127, np.uint8(255), np.uint8(0))
     return binary, not np.array_equal(binary, brightest)
 

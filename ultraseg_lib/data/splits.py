@@ -99,6 +99,12 @@ def split_path(dataset: str, scheme: str = "random") -> Path:
     return SPLITS / f"{dataset}-{scheme}.txt"
 
 
+def schemes(dataset: str) -> list[str]:
+    """Return the schemes by which a dataset may be split: those committed, and "random"."""
+    committed = SPLITS.glob(f"{dataset}-*.txt")
+    return sorted({"random", *(path.stem.removeprefix(f"{dataset}-") for path in committed)})
+
+
 def write_split(parts: pd.Series, path: Path) -> None:
     """Write a split file, sorted by part and name."""
     rows = sorted((PARTS.index(part), name) for name, part in parts.items())
@@ -133,9 +139,12 @@ def committed_hash(dataset: str, scheme: str = "random") -> str | None:
 def add_split(table: pd.DataFrame, dataset: str, scheme: str = "random") -> pd.DataFrame:
     """Return ``table`` with a ``part`` column from the committed split, or a drawn one where none is.
 
-    Raises DataError when the committed split names other images than the folder holds.
+    Raises DataError when the committed split names other images than the folder holds, and for a
+    scheme other than "random" of which no split is committed.
     """
     path = split_path(dataset, scheme)
+    if scheme != "random" and not path.exists():
+        raise DataError(f"{dataset}: no split {scheme!r}; there are {', '.join(schemes(dataset))}")
     parts = read_split(path) if path.exists() else make_split(table)
     ids = set(table["image_id"])
     absent, unknown = sorted(set(parts.index) - ids), sorted(ids - set(parts.index))

@@ -7,13 +7,14 @@ prediction = model(image)  # image (N, 3, H, W) in [0, 1]; prediction.logits (N,
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.weights import find_weights
 
 from .egeunet import EGEUNet
@@ -30,8 +31,6 @@ __all__ = [
     "Prediction",
     "create_model",
     "find_model",
-    "model_names",
-    "to_one_logit",
 ]
 
 
@@ -88,11 +87,6 @@ _ROWS = (
 MODELS: dict[str, ModelInfo] = {row.name: row for row in _ROWS}
 
 
-def model_names() -> list[str]:
-    """The names that `create_model` takes, UltraSeg first."""
-    return list(MODELS)
-
-
 def create_model(
     name: str, out_channels: int = 1, weights: str | Path | None = None, **variants: Any
 ) -> nn.Module:
@@ -101,24 +95,30 @@ def create_model(
     `out_channels` is the width of the main head; `weights` a .safetensors file, loaded strictly, or
     the name of the dataset whose shipped weights to take ("mixed", "kvasir_seg", ...); `variants`
     are arguments of the model's class (see `UltraSeg`) that replace the row's own. Raises ValueError
-    for an unknown name or value, TypeError for an unknown variant, FileNotFoundError for weights
-    that are not there, RuntimeError for weights of another architecture.
+    for an unknown name or value and for weights that are broken or of another model, TypeError for
+    an unknown variant, FileNotFoundError for weights that are not there.
     """
     info = find_model(name)
     _check_variants(info, variants)
     model = info.build(out_channels=out_channels, **{**info.options, **variants})
     if weights is not None:
-        model.load_state_dict(load_file(find_weights(info.name, weights)))
+        _load(model, find_weights(info.name, weights), info)
     return model
+
+
+def _load(model: nn.Module, weights: Path, info: ModelInfo) -> None:
+    try:
+        model.load_state_dict(load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{weights}: no weights of {info.name}, or broken; name their model"
+        ) from error
 
 
 def find_model(name: str) -> ModelInfo:
     """The registry's row of a name; raises ValueError, with close names, for an unknown one."""
-    if name in MODELS:
-        return MODELS[name]
-    close = get_close_matches(str(name), MODELS)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise ValueError(f"name={name!r} is no model.{hint} Choose one of: {', '.join(MODELS)}")
+    check_choice("model", name, MODELS)
+    return MODELS[name]
 
 
 def _check_variants(info: ModelInfo, variants: dict[str, Any]) -> None:
@@ -127,18 +127,3 @@ def _check_variants(info: ModelInfo, variants: dict[str, Any]) -> None:
     if unknown:
         takes = ", ".join(sorted(known)) or "no variant"
         raise TypeError(f"{info.name} has no variant {', '.join(unknown)}; it takes {takes}")
-
-
-def to_one_logit(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the weights of a two-channel head (background, polyp) into those of a one-logit head.
-
-    The difference of the channels is the logit of the softmax's polyp probability. Returns a new
-    state; raises ValueError when the head has another width or is not a 1x1 convolution.
-    """
-    weight, bias = state["head.weight"], state["head.bias"]
-    if weight.shape[0] != 2 or weight.shape[2:] != (1, 1):
-        raise ValueError(
-            f"head.weight has the shape {tuple(weight.shape)}: only a 1x1 convolution with two "
-            "output channels (background, polyp) can become one logit"
-        )
-    return {**state, "head.weight": weight[1:] - weight[:1], "head.bias": bias[1:] - bias[:1]}

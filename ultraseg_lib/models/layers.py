@@ -310,11 +310,10 @@ class GatedDecoderStage(nn.Module):
         out_channels: int,
         level: int,
         learned_fusion: bool,
-        boundary: bool = True,
         upsample: bool = True,
     ) -> None:
         super().__init__()
-        boundary = boundary and level <= 3
+        boundary = level <= 3
         self.block = block
         self.norm = nn.GroupNorm(4, out_channels)
         self.upsample = upsample

@@ -26,16 +26,14 @@ class LBUNet(nn.Module):
     """LB-UNet: image (N, 3, H, W) float in [0, 1], H and W multiples of 32, to `Prediction`.
 
     Five region and three boundary maps; the fusion weights are constants (Eq. 1 made them
-    learnable). `channels`: widths of the six stages. Raises ValueError for another image size.
+    learnable). Raises ValueError for another image size.
     """
 
     stride = 32
 
-    def __init__(
-        self, out_channels: int = 1, channels: tuple[int, ...] = (8, 16, 24, 32, 48, 64)
-    ) -> None:
+    def __init__(self, out_channels: int = 1) -> None:
         super().__init__()
-        c1, c2, c3, c4, c5, c6 = channels
+        c1, c2, c3, c4, c5, c6 = 8, 16, 24, 32, 48, 64
         gsa = GroupShuffleAttention
         fixed = {"learned_fusion": False}
 

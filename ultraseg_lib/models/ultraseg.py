@@ -9,6 +9,8 @@ and SSA (Eq. 4). One class covers them all.
 import torch
 from torch import Tensor, nn
 
+from ultraseg_lib.choices import check_choice
+
 from .layers import (
     ConvStage,
     GatedDecoderStage,
@@ -108,8 +110,8 @@ class UltraSeg(nn.Module):
 
     H and W are multiples of 16. `channels`: widths of the four levels and, if there is a fifth, of
     the 3x3 bottleneck. `edb`: "released", "as_written" (see `EnhancedDilatedBlock`), or "none" for
-    LB-UNet's block in their place. `edb_weight`, `fusion`: "learned" or "fixed". `agf`, `ssa`,
-    `boundary_heads`: with or without. Raises ValueError for another word.
+    LB-UNet's block in their place. `edb_weight`, `fusion`: "learned" or "fixed". `agf`, `ssa`: with
+    or without. Raises ValueError for another word.
     """
 
     stride = 16
@@ -123,13 +125,12 @@ class UltraSeg(nn.Module):
         fusion: str = "learned",
         agf: bool = True,
         ssa: bool = True,
-        boundary_heads: bool = True,
     ) -> None:
         super().__init__()
         check_choice("fusion", fusion, ("learned", "fixed"))
         c1, c2, c3, c4 = channels[:4]
         deepest = channels[-1]
-        gates = {"learned_fusion": fusion == "learned", "boundary": boundary_heads}
+        gates = {"learned_fusion": fusion == "learned"}
 
         self.encoder1 = ConvStage(3, c1)
         self.encoder2 = ConvStage(c1, c2)
@@ -175,9 +176,3 @@ def context_blocks(channels: int, edb: str, edb_weight: str) -> list[nn.Module]:
     if edb == "none":
         return [LargeKernelBlock(channels)]
     return [EnhancedDilatedBlock(channels, edb, edb_weight == "learned") for _ in range(2)]
-
-
-def check_choice(argument: str, found: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError, naming the argument, unless `found` is one of `choices`."""
-    if found not in choices:
-        raise ValueError(f"{argument}={found!r}: choose one of {', '.join(map(repr, choices))}")
