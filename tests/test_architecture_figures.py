@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from torch import nn
 
 from ultraseg_lib.models import create_model
-from ultraseg_lib.models.complexity import count_as_paper, count_parameters, influence_map
+from ultraseg_lib.models.complexity import (
+    count_as_paper,
+    count_parameters,
+    influence_map,
+    receptive_field,
+)
 from ultraseg_lib.models.layers import LearnedMap
 from ultraseg_lib.models.ultraseg import EnhancedDilatedBlock
 from ultraseg_lib.report import architecture_figures as af
@@ -106,21 +110,62 @@ def test_gates_are_probabilities_at_their_level(ultraseg):
     assert all(gate.min() >= 0 and gate.max() <= 1 for gate in gates.values())
 
 
-def test_other_figures_are_drawn(ultraseg):
+def titles(figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def shown(axes) -> np.ndarray:
+    return np.asarray(axes.images[0].get_array())
+
+
+def test_gates_stand_at_their_level_and_size(ultraseg):
     image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     mask[20:40, 20:40] = 255
     gates = af.gates_of(ultraseg, torch.rand(1, 3, 64, 64))
+    figure = af.show_gates(image, mask, gates, "generated")
+    by_title = {axes.get_title(): axes for axes in figure.axes}
+    assert np.array_equal(shown(by_title["boundary, level 3\n8×8"]), gates["boundary3"][0, 0])
+    assert np.array_equal(shown(by_title["predicted mask"]), gates["mask"][0, 0])
+    assert not any(title.startswith("boundary, level 4") for title in by_title)
+
+
+def test_influence_titles_tell_the_field_and_no_panel_is_invented(ultraseg):
     influence = influence_map(ultraseg, 64, images=1)
-    edb = EnhancedDilatedBlock(12)
-    drawn = [
-        af.show_gates(image, mask, gates, "generated"),
-        af.show_influence(
-            {"before": {"a": influence, "b": influence}, "after": {"b": influence}}, ""
-        ),
-        af.show_fields({"one": af.field_of(edb, 12, 15)}, {"claim": 7}),
-        af.show_connections({"released": af.channel_connections(edb)}),
-        af.show_panels({"one": [("image", image), ("flat", np.zeros((4, 4)))]}, "title", "share"),
+    figure = af.show_influence(
+        {"before": {"a": influence, "b": influence}, "after": {"b": influence}}, ""
+    )
+    side = receptive_field(influence)
+    assert titles(figure) == [
+        f"a\nbefore: {side} px",
+        f"b\nbefore: {side} px",
+        f"b\nafter: {side} px",
     ]
-    for figure in drawn:
-        assert isinstance(figure, Figure)
-        figure.canvas.draw()
+    assert {square.get_width() for axes in figure.axes[:2] for square in axes.patches} == {side}
+
+
+def test_fields_and_claims_are_drawn_to_scale():
+    field = af.field_of(EnhancedDilatedBlock(12), 12, 15)
+    figure = af.show_fields({"one": field}, {"claim": 5})
+    assert titles(figure) == ["one: 7 × 7"]
+    assert (shown(figure.axes[0]) < 1).sum() == field.sum()
+    assert [square.get_width() for square in figure.axes[0].patches] == [5]
+
+
+def test_connections_are_one_point_each():
+    seen = af.channel_connections(EnhancedDilatedBlock(12))
+    figure = af.show_connections({"released": seen})
+    points = np.concatenate([dots.get_offsets() for dots in figure.axes[0].collections])
+    assert {tuple(point) for point in points.astype(int)} == {(i, o) for o, i in np.argwhere(seen)}
+
+
+def test_panels_share_one_scale():
+    rows = {
+        "one": [
+            ("image", np.zeros((4, 4, 3))),
+            ("low", np.zeros((4, 4))),
+            ("high", np.ones((4, 4))),
+        ]
+    }
+    figure = af.show_panels(rows, "title", "share")
+    assert titles(figure) == ["image", "low", "high"]
+    assert [axes.images[0].get_clim() for axes in figure.axes[1:3]] == [(0, 1), (0, 1)]

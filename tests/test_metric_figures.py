@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from ultraseg_lib import metrics
 from ultraseg_lib.data import Frames
@@ -80,10 +79,24 @@ def test_threshold_view_renders_frames_with_and_without_a_polyp(maps, threshold)
     assert not plt.get_fignums()
 
 
-def test_distance_and_boundary_figures(maps):
+def test_distances_are_sorted_and_their_95_percent_is_marked(maps):
     probs, masks = maps
-    distances = mf.show_distances(probs[1] >= 128, masks[1], {"hd95": 3.0})
-    mask = masks[1].astype(np.uint8) * 255
-    steps = mf.show_boundary_steps(np.repeat(probs[1][..., None], 3, axis=2), mask, "generated")
-    assert isinstance(distances, Figure)
-    assert len(steps.axes) == 5
+    pred = probs[1] >= 128
+    right = mf.show_distances(pred, masks[1], {"hd95": 3.0}).axes[1]
+    curve = right.lines[0].get_ydata()
+    assert (np.diff(curve) >= 0).all()
+    assert curve[-1] == pytest.approx(metrics.hausdorff(pred, masks[1]))
+    assert [text.get_text() for text in right.texts] == ["95 %"]
+
+
+def test_boundary_steps_enlarge_one_window(maps):
+    mask = maps[1][1].astype(np.uint8) * 255
+    steps = mf.show_boundary_steps(np.zeros((*mask.shape, 3), np.uint8), mask, "generated").axes
+    assert [axes.images[0].get_array().shape[:2] for axes in steps] == [(32, 32)] + 4 * [(28, 28)]
+
+
+def test_lines_that_end_close_together_have_names_apart():
+    table = pd.DataFrame({"UNet-Tiny": [0.2, 0.700], "UltraSeg-130K": [0.5, 0.701]}, ["a", "b"])
+    texts = mf.plot_models_by_definition(table, "").axes[0].texts
+    names = {text.get_text(): text.xyann[1] for text in texts}
+    assert names["UltraSeg-130K"] - names["UNet-Tiny"] > 0.04

@@ -24,8 +24,13 @@ def data_dir() -> Path:
 
 
 def outputs_dir(profile: str | None = None) -> Path:
-    """Return ``ULTRASEG_OUTPUTS`` (else ``outputs/``), or the folder of one profile inside it."""
+    """Return ``ULTRASEG_OUTPUTS`` (else ``outputs/``), or the folder of one profile inside it.
+
+    The committed record is read from the repository unless there is another in that folder.
+    """
     base = (ROOT / os.environ.get("ULTRASEG_OUTPUTS", "outputs")).resolve()
+    if profile == "reference" and not (base / profile).exists():
+        base = ROOT / "outputs"
     return base / profile if profile else base
 
 

@@ -32,7 +32,7 @@ from ultraseg_lib.models.layers import (
 )
 from ultraseg_lib.models.ultraseg import EnhancedDilatedBlock, UltraSeg
 
-from .figures import PALETTE
+from .figures import PALETTE, TRUTH, _outline
 
 Shape = tuple[int, ...]
 MISSED = ("bare parameters", "channel norms", "GroupNorm")
@@ -421,9 +421,8 @@ def show_gates(image: np.ndarray, mask: np.ndarray, gates: dict[str, Tensor], ti
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    for axes, picture in ((grid[0, 0], image), (grid[1, 0], image)):
-        axes.imshow(picture)
-    grid[0, 0].contour(mask > 0, [0.5], colors="white", linewidths=3)
+    grid[0, 0].imshow(image)
+    _outline(grid[0, 0], mask > 0, TRUTH)
     grid[0, 0].set_title("image, true outline")
     shown = grid[1, 0].imshow(gates["mask"][0, 0].numpy(), cmap="cividis", vmin=0, vmax=1)
     grid[1, 0].set_title("predicted mask")

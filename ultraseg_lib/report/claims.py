@@ -1,7 +1,8 @@
 """What the paper claims, what its tables say of it, what our files say of it.
 
-A function below decides by our evidence, under the id of its claim in ``claims.yaml``; ``printed.py``
-decides by the paper's own tables. Generated images speak of no patient: Dice on them decides nothing.
+A claim of ``claims.yaml`` is decided by our evidence through its ``compare`` (one model against
+another) or the function below that bears its id; ``printed.py`` decides by the paper's own tables.
+Generated images speak of no patient: Dice on them decides nothing.
 """
 
 import json
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain, product
 from typing import Any
 
 import cv2
@@ -32,10 +34,8 @@ from ultraseg_lib.paths import PAPER, ROOT, outputs_dir
 from ultraseg_lib.report import external, printed
 from ultraseg_lib.report.ablation import (
     DIFFERENCE,
-    FEATURES,
     SETTING,
     compare,
-    kept_weights,
     own_scores,
     paper_table5,
     sizes,
@@ -46,21 +46,22 @@ from ultraseg_lib.report.architecture_figures import (
     side_of,
     without_groupnorm,
 )
+from ultraseg_lib.report.benchmark_figures import ENGINES
 from ultraseg_lib.report.figures import PALETTE, dataset_title
 from ultraseg_lib.report.printed import Finding
 from ultraseg_lib.report.tables import GROUP_KEYS, longest_runs, main_table, paper_table3
-from ultraseg_lib.statistics import paired_test
+from ultraseg_lib.statistics import bootstrap_interval
+from ultraseg_lib.training import WEIGHT_COLUMN
 from ultraseg_lib.variants import model_title
 
 VERDICTS = {True: "holds", False: "fails", None: "cannot be tested here"}
 NOT_ASKED = "–"  # the paper's tables have no such number
 OURS = ("ultraseg_108k", "ultraseg_130k")
 AS_WRITTEN = "ultraseg_108k+edb_as_written"
-UNETS = ("unet_base", "unet_medium", "unet_light", "unet_small", "unet_tiny")
 EXTERNAL = ("etis_larib", "bkai_igh")
-SEVERAL_CENTERS = ("polypgen", "polypdb", "mixed")
-SINGLE_CENTER = ("kvasir_seg", "cvc_clinicdb", "cvc_clinicdb@sequence")
 IMAGE_SIZE = 256  # of the paper, for fields and speed
+PAPER_CPU = "i9-14900K"
+JUDGED = ["name", "dataset", "model", *DIFFERENCE[:3]]  # what `_judge` reads of a table
 
 Check = Callable[["Evidence", dict[str, Any]], Finding]
 CHECKS: dict[str, Check] = {}
@@ -91,17 +92,21 @@ class Evidence:
         return ledger[~ledger["dataset"].astype(str).str.startswith("synthetic")]
 
     @cached_property
-    def bench(self) -> pd.DataFrame:
-        """Return plain PyTorch on one core: columns model, parameters, fps; empty without a benchmark."""
-        columns = ["model", "backend", "threads", "median_ms"]
-        rows = pd.DataFrame(_read_bench(self.profile), columns=columns)
-        rows = rows[(rows["backend"] == "eager") & (rows["threads"] == 1)]
-        counts = rows["model"].map(_parameters())
-        return rows.assign(fps=1000 / rows["median_ms"], parameters=counts)
+    def bench(self) -> tuple[pd.DataFrame, str]:
+        """Return frames a second on one core in float32, and of which machine; empty without any.
 
-    def parameters(self, model: str) -> int:
-        """Return how many parameters a model has, all counted."""
-        return _parameters()[model]
+        Rows models; columns parameters, eager (plain PyTorch), fastest, and engine, which reached it.
+        """
+        lines, machine = _read_bench(self.profile)
+        columns = ["model", "backend", "precision", "threads", "isa", "median_ms"]
+        rows = pd.DataFrame(lines, columns=columns)
+        rows = rows.query("precision == 'float32' and threads == 1 and isa == 'all'")
+        # Of two rows alike the last counts: it is of the longer run.
+        fps = 1000 / rows.pivot_table("median_ms", "model", "backend", "last")
+        found = pd.DataFrame({"parameters": _parameters(), "eager": fps.get("eager")}).dropna()
+        fps = fps.loc[found.index]
+        best = {"fastest": fps.max(axis=1), "engine": fps.idxmax(axis=1).map(ENGINES)}
+        return found.assign(**best), machine
 
     @property
     def nothing(self) -> Finding:
@@ -123,15 +128,19 @@ def _counts() -> pd.DataFrame:
     return sizes(names).set_index("model")
 
 
-def _read_bench(profile: str) -> list[dict[str, Any]]:
-    """Return the rows of a profile's benchmark, else of the committed one, at the paper's size."""
+def _read_bench(profile: str) -> tuple[list[dict[str, Any]], str]:
+    """Return the rows of a profile's benchmark, else of the committed one, and the machine's name.
+
+    Only a benchmark at the paper's size counts. The committed one also has a short run of all models.
+    """
     for folder in dict.fromkeys((profile, "reference")):
         path = outputs_dir(folder) / "bench" / "bench.json"
         if path.exists():
             bench = json.loads(path.read_text(encoding="utf-8"))
-            if bench.get("protocol", {}).get("image_size", IMAGE_SIZE) == IMAGE_SIZE:
-                return bench["rows"]
-    return []
+            if bench["protocol"]["image_size"] == IMAGE_SIZE:
+                rows = [*bench.get("table4", {}).get("rows", []), *bench["rows"]]
+                return rows, f"{bench['cpu']}, benchmark of profile {folder}"
+    return [], ""
 
 
 # --- size and speed -------------------------------------------------------------------------------
@@ -139,64 +148,75 @@ def _read_bench(profile: str) -> list[dict[str, Any]]:
 
 @_decides
 def _share_of_parameters(e: Evidence, stated: dict[str, Any]) -> Finding:
-    share = e.parameters("ultraseg_130k") / e.parameters("unet_base")
+    share = _parameters()["ultraseg_130k"] / _parameters()["unet_base"]
     return Finding(round(share, 3) == stated["share"], f"{share:.2%} of UNet-Base")
 
 
 @_decides
 def _named_sizes(e: Evidence, stated: dict[str, Any]) -> Finding:
-    counts = {name: e.parameters(name) for name in OURS}
+    counts = {name: _parameters()[name] for name in OURS}
     right = all(abs(counts[name] / stated[name] - 1) < 0.01 for name in OURS)
     return Finding(right, " and ".join(f"{count:,}" for count in counts.values()))
 
 
 @_decides
 def _below_the_limit(e: Evidence, stated: dict[str, Any]) -> Finding:
-    largest = max(e.parameters(name) for name in OURS)
+    largest = max(_parameters()[name] for name in OURS)
     return Finding(largest < stated["limit"], f"at most {largest:,}")
 
 
-def _speeds(rows: pd.DataFrame) -> str:
-    return ", ".join(f"{MODELS[row.model].title} {row.fps:.0f} a second" for row in rows.itertuples())  # fmt: skip
+def _speeds(rows: pd.DataFrame, machine: str) -> str:
+    said = (f"{MODELS[row.Index].title} {row.eager:.0f} by plain PyTorch, {row.fastest:.0f} by"
+            f" {row.engine}" for row in rows.itertuples())  # fmt: skip
+    return f"{'; '.join(said)} (frames a second, one core of {machine})"
 
 
-def _fast_enough(e: Evidence, rows: pd.DataFrame, fps: float) -> Finding:
-    if rows.empty:
-        return Finding(None, "not benchmarked")
-    return Finding(bool((rows["fps"] >= fps).all()), _speeds(rows))
+def _reach(e: Evidence, rows: pd.DataFrame, speed: str, fps: float) -> Finding:
+    """Decide whether all models reach a speed; only the paper's own CPU can say no."""
+    text = _speeds(rows, e.bench[1])
+    if (rows[speed] >= fps).all():
+        return Finding(True, text)
+    return Finding(False, text) if PAPER_CPU in text else Finding(None, f"another CPU: {text}")
 
 
-def _our_frames_a_second(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _fast_enough(e, e.bench[e.bench["model"].isin(OURS)], stated["fps"])
+@_decides
+def _ninety_fps(e: Evidence, stated: dict[str, Any]) -> Finding:
+    rows = e.bench[0].reindex(OURS).dropna()
+    if len(rows) < len(OURS):
+        return Finding(None, "not both models are benchmarked")
+    return _reach(e, rows, "eager", stated["fps"])
 
 
-CHECKS["ninety_fps"] = CHECKS["thirty_fps"] = _our_frames_a_second
+CHECKS["thirty_fps"] = _ninety_fps
 
 
 @_decides
 def _three_hundred_k_is_real_time(e: Evidence, stated: dict[str, Any]) -> Finding:
-    rows = e.bench[e.bench["parameters"].between(stated["low"], stated["high"])]
-    return _fast_enough(e, rows, stated["fps"])
+    rows = e.bench[0].query("@stated['low'] <= parameters <= @stated['high']")
+    if rows.empty:
+        return Finding(None, "no model of this size is benchmarked")
+    return _reach(e, rows, "fastest", stated["fps"])
 
 
 @_decides
 def _limit_from_thirty_fps(e: Evidence, stated: dict[str, Any]) -> Finding:
-    large = e.bench[e.bench["parameters"] >= stated["limit"]]
-    if large.empty:
-        return Finding(None, "no model above the limit is benchmarked")
-    fast = large[large["fps"] >= stated["fps"]]
-    return Finding(fast.empty, "fast all the same: " + (_speeds(fast) or "none"))
+    rows = e.bench[0].query("parameters >= @stated['limit']")
+    fast = rows[rows["fastest"] >= stated["fps"]]
+    if len(fast):
+        return Finding(False, f"fast all the same: {_speeds(fast, e.bench[1])}")
+    slow = _speeds(rows, e.bench[1]) if len(rows) else "no model above the limit is benchmarked"
+    return Finding(True if PAPER_CPU in slow else None, slow)
 
 
 @_decides
 def _negligible_parameters(e: Evidence, stated: dict[str, Any]) -> Finding:
-    added = e.parameters("ultraseg_130k") - e.parameters("ultraseg_108k")
+    added = _parameters()["ultraseg_130k"] - _parameters()["ultraseg_108k"]
     return Finding(added < stated["parameters"], f"{added:,} more")
 
 
 @_decides
 def _student_is_300_times_smaller(e: Evidence, stated: dict[str, Any]) -> Finding:
-    times = [e.parameters("unet_base") / e.parameters(name) for name in OURS]
+    times = [_parameters()["unet_base"] / _parameters()[name] for name in OURS]
     return Finding(min(times) > stated["times"], " and ".join(f"{t:.0f} times" for t in times))
 
 
@@ -229,10 +249,10 @@ def _canny_is_fast(e: Evidence, stated: dict[str, Any]) -> Finding:
     blank = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     masks = [cv2.circle(blank.copy(), place, 40, 255, -1) for place in places]
     began = time.perf_counter()
-    targets = [boundary_target(mask) for mask in masks]
+    for mask in masks:
+        boundary_target(mask)
     seconds = 10 * (time.perf_counter() - began)
-    same = all(np.array_equal(t, boundary_target(m)) for t, m in zip(targets, masks, strict=True))
-    return Finding(same and seconds < stated["seconds"], f"{seconds:.1f} s for {stated['masks']}")
+    return Finding(seconds < stated["seconds"], f"{seconds:.1f} s for {stated['masks']}")
 
 
 @_decides
@@ -282,15 +302,21 @@ def _agf_upsamples(e: Evidence, stated: dict[str, Any]) -> Finding:
 @_decides
 def _ssa_weight_settles(e: Evidence, stated: dict[str, Any]) -> Finding:
     names = set(e.ledger.loc[e.ledger["model"] == "ultraseg_130k", "run_id"])
-    runs = [run for run in study.finished_runs(e.profile) if run.run_id in names]
-    kept = kept_weights(run for run in runs if "images" in study.read_config(run))
-    alpha = kept[kept["weight"] == "ssa.alpha"]
-    if alpha.empty:
+    moved, ends = {}, []
+    for run in [run for run in study.finished_runs(e.profile) if run.run_id in names]:
+        history = pd.read_csv(run.folder / "history.csv")
+        alpha = history.get(f"{WEIGHT_COLUMN}ssa.alpha", pd.Series(dtype=float)).dropna()
+        if len(alpha):  # early histories have none
+            moved[run.run_id] = np.ptp(alpha.iloc[-len(history) // 10 :])
+            ends.append(alpha.iloc[-1])
+    if not moved:
         return e.nothing
-    moved = (alpha["kept"] - alpha["start"]).abs() / alpha["coin_tosses"]
-    text = f"{alpha['start'].iloc[0]:.2f} to {alpha['kept'].min():.2f}–{alpha['kept'].max():.2f}"
-    text += f", {moved.min():.1f} to {moved.max():.1f} random walks"
-    return Finding(bool((moved > stated["times"]).all()), text, tuple(alpha["run_id"]))
+    most = max(moved.values())
+    text = (
+        f"over the last tenth of the epochs it moves by {most:.3f} at most, and ends between"
+        f" {min(ends):.2f} and {max(ends):.2f}; a learning rate that falls to 0 settles any weight"
+    )
+    return Finding(bool(most < stated["band"]), text, tuple(moved))
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -319,20 +345,25 @@ def _split_is_unbiased(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 @_decides
 def _sequences_do_not_matter(e: Evidence, stated: dict[str, Any]) -> Finding:
-    scores, drops = own_scores(e.ledger), []
-    keys = ["recipe", "protocol", "epochs", "model"]
-    for _, group in scores.groupby(keys):
-        dice = [group[group["dataset"] == f"cvc_clinicdb{s}"]["dice"] for s in ("", "@sequence")]
-        if min(map(len, dice)):
-            drops.append((MODELS[group["model"].iloc[0]].title, *_welch(*dice)))
-    table = pd.DataFrame(drops, columns=["name", "difference", "low", "high"])
-    return _all_below(e, table, stated["drop"], _runs(scores, "cvc_clinicdb", "cvc_clinicdb@sequence"))  # fmt: skip
+    scores = own_scores(e.ledger).merge(_sequences(), on="image_id")
+    rows, keys, rng = [], ["recipe", "protocol", "epochs", "model"], np.random.default_rng(0)
+    for key, group in scores.groupby(keys):
+        parts = [group[group["dataset"] == f"cvc_clinicdb{s}"] for s in ("", "@sequence")]
+        if min(map(len, parts)):
+            change = parts[0]["dice"].mean() - parts[1]["dice"].mean()
+            drawn = np.subtract(*(_draw_sequences(part, rng) for part in parts))
+            name = f"{MODELS[key[-1]].title}, {key[0]} {key[1]} e{key[2]}, the Dice falls by"
+            interval = np.quantile(drawn, [0.025, 0.975])
+            rows.append((name, "cvc_clinicdb", key[-1], change, *interval))
+    runs = _runs(scores, "cvc_clinicdb", "cvc_clinicdb@sequence")
+    return _judge(e, pd.DataFrame(rows, columns=JUDGED), runs, below=stated["drop"])
 
 
-def _welch(a: pd.Series, b: pd.Series) -> tuple[float, float, float]:
-    """Return the difference of two means and its 95 % interval (Welch)."""
-    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    return a.mean() - b.mean(), interval.low, interval.high
+def _draw_sequences(scores: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Return bootstrap means of the Dice: frames of a video are alike, so whole videos are drawn."""
+    sums = scores.groupby("sequence")["dice"].agg(["sum", "size"]).to_numpy()
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), 9999) @ sums
+    return drawn[:, 0] / drawn[:, 1]
 
 
 def _runs(scores: pd.DataFrame, *datasets: str) -> tuple[str, ...]:
@@ -343,41 +374,53 @@ def _runs(scores: pd.DataFrame, *datasets: str) -> tuple[str, ...]:
 
 
 def _text(table: pd.DataFrame) -> str:
-    rows = [f"{r.name} {r.difference:+.3f} ({r.low:+.3f} to {r.high:+.3f})"
+    rows = [f"{r.name} {r.difference:.3f} ({r.low:.3f} to {r.high:.3f})"
             for r in table.itertuples(index=False)]  # fmt: skip
     more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
     return "; ".join(rows[:3]) + more
 
 
-def _all_above(e: Evidence, table: pd.DataFrame, bound: float, runs: Sequence[str] = ()) -> Finding:
-    """Decide "every difference is above ``bound``": no if an interval is below, yes if all are above.
+def _judge(
+    e: Evidence,
+    table: pd.DataFrame,
+    runs: Sequence[str] = (),
+    above: float = -np.inf,
+    below: float = np.inf,
+    reach: float = -np.inf,
+) -> Finding:
+    """Decide "every difference lies between ``above`` and ``below`` and may be as large as ``reach``".
 
-    ``table``: name, difference, low, high. An interval that holds the bound decides nothing.
+    ``table``: JUDGED, perhaps baseline. Yes if every interval (95 %) lies inside; no if one lies
+    outside, though widened, since of many one may by chance (Bonferroni, by the normal curve).
     """
     if table.empty:
         return e.nothing
-    if (table["high"] < bound).any():
-        return Finding(False, _text(table[table["high"] < bound]), tuple(runs))
-    above = bool((table["low"] > bound).all())
-    open_rows = table[table["low"] <= bound]
-    text = _text(table) if above else f"undecided, the interval holds {bound:g}: {_text(open_rows)}"
-    return Finding(True if above else None, text, tuple(runs))
+    wider = stats.norm.ppf(1 - 0.025 / len(table)) / stats.norm.ppf(0.975)
+    low, high = (table["difference"] + wider * (table[end] - table["difference"])
+                 for end in ("low", "high"))  # fmt: skip
+    outside = (high < max(above, reach)) | (low > below)
+    inside = (table["low"] > above) & (table["high"] < below)
+    if outside.any():
+        found = Finding(False, _text(table[outside]))
+    elif inside.all():
+        found = Finding(True, _text(table))
+    else:
+        found = Finding(None, f"undecided: {_text(table[~inside])}")
+    return found._replace(runs=tuple(runs), covers=_covered(table))
 
 
-def _all_below(e: Evidence, table: pd.DataFrame, bound: float, runs: Sequence[str]) -> Finding:
-    """Decide "every difference is below ``bound``", as `_all_above` does."""
-    mirrored = -table[["difference", "low", "high"]].rename(columns={"low": "high", "high": "low"})
-    found = _all_above(e, mirrored.assign(name=table["name"]), -bound, runs)
-    undecided = f"undecided, the interval holds {bound:g}: " if found.holds is None else ""
-    return found if table.empty else found._replace(evidence=undecided + _text(table))
+def _covered(table: pd.DataFrame) -> frozenset[tuple[str, str]]:
+    """Return which models were measured on which datasets, whatever the split."""
+    sides = [table[side] for side in ("model", "baseline") if side in table]
+    return frozenset((d.partition("@")[0], m) for side in sides for d, m in zip(table["dataset"], side, strict=True))  # fmt: skip
 
 
-def _compared(e: Evidence, pairs: list[tuple[str, str]], datasets: Sequence[str] = ()) -> pd.DataFrame:  # fmt: skip
-    """Return `ablation.compare` on real images with a name a row, in some datasets (default: all)."""
+def _compared(e: Evidence, pairs: Sequence[tuple[str, str]], datasets: Sequence[str]) -> pd.DataFrame:  # fmt: skip
+    """Return `ablation.compare` on some datasets of real images, with a name a row."""
     table = compare(e.ledger, pairs)
-    table = table[table["dataset"].isin(datasets)] if datasets else table
-    named = [f"{row.title} − {model_title(row.baseline)}, {dataset_title(row.dataset)},"
-             f" {row.recipe} {row.protocol} e{row.epochs}:" for row in table.itertuples()]  # fmt: skip
+    table = table[table["dataset"].str.split("@").str[0].isin(datasets)]
+    named = [f"{row.title} − {model_title(row.baseline)}, {dataset_title(row.dataset)}, {row.recipe}"
+             f" {row.protocol} e{row.epochs}, seeds: {row.seeds}," for row in table.itertuples()]  # fmt: skip
     return table.assign(name=named)
 
 
@@ -390,105 +433,38 @@ def _runs_of(e: Evidence, table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(found["run_id"].unique())
 
 
-def _beats(
-    e: Evidence, pairs: list[tuple[str, str]], datasets: Sequence[str] = (), bound: float = 0.0
+def _compare(
+    e: Evidence,
+    pairs: Sequence[tuple[str, str]],
+    datasets: Sequence[str],
+    mean: bool = False,
+    **bounds: float,
 ) -> Finding:
-    """Decide whether the first of each pair beats the second wherever both were trained alike."""
+    """Decide a claim on the first of each pair less the second, wherever both were trained alike.
+
+    ``mean``: the claim speaks of the mean over the datasets, so that nothing less decides.
+    """
     table = _compared(e, pairs, datasets)
-    return _all_above(e, table, bound, _runs_of(e, table))
+    found = _judge(e, table, _runs_of(e, table), **bounds)
+    if table.empty or not mean:
+        return found
+    means = _mean_over(table, datasets)
+    if means.empty:
+        return found._replace(holds=None, evidence=_text(table))
+    return _judge(e, means, found.runs, **bounds)._replace(covers=found.covers)
 
 
-def _beats_by(
-    e: Evidence, pair: tuple[str, str], stated: float, datasets: Sequence[str] = ()
-) -> Finding:
-    """Decide whether a lead is there and may be as large as stated."""
-    found, table = _beats(e, [pair], datasets), _compared(e, [pair], datasets)
-    if found.holds and (table["high"] < stated).any():
-        short = table[table["high"] < stated]
-        return Finding(False, f"smaller than {stated:g}: {_text(short)}", found.runs)
-    return found
-
-
-@_decides
-def _best_below_the_limit(e: Evidence, stated: dict[str, Any]) -> Finding:
-    small = [name for name in MODELS if e.parameters(name) < stated["limit"]]
-    others = [name for name in small if not name.startswith("ultraseg")]
-    return _beats(e, [("ultraseg_130k", name) for name in others])
-
-
-@_decides
-def _clear_margin_everywhere(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats(e, [("ultraseg_130k", name) for name in ("lbunet", "unet_tiny")])
-
-
-@_decides
-def _beats_unet_medium(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats(e, [("ultraseg_108k", "unet_medium")], SINGLE_CENTER)
-
-
-@_decides
-def _significantly_beats_unet_medium(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats(e, [("ultraseg_130k", "unet_medium")], SEVERAL_CENTERS)
-
-
-@_decides
-def _beats_unet_on_instruments(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats(e, [(name, "unet_base") for name in OURS], ("kvasir_instrument",))
-
-
-@_decides
-def _little_loss_on_single_centers(e: Evidence, stated: dict[str, Any]) -> Finding:
-    pair = ("ultraseg_130k", "ultraseg_108k")
-    return _beats(e, [pair], SINGLE_CENTER, -stated["margin"])
-
-
-@_decides
-def _gain_on_several_centers(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats(e, [("ultraseg_130k", "ultraseg_108k")], SEVERAL_CENTERS)
-
-
-@_decides
-def _beats_lbunet(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats_by(e, ("ultraseg_130k", "lbunet"), stated["difference"])
-
-
-@_decides
-def _lbunet_beats_unet_tiny(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats(e, [("lbunet", "unet_tiny")])
-
-
-@_decides
-def _tweaks_clearly_gain(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats(e, [("ultraseg_108k_st", "lbunet")])
-
-
-@_decides
-def _edbs_gain(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats_by(e, ("ultraseg_108k", "ultraseg_108k_st"), stated["difference"], ("kvasir_seg",))  # fmt: skip
-
-
-@_decides
-def _learned_fusion(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _beats(e, [("ultraseg_130k", "ultraseg_130k+fusion_fixed")])
-
-
-@_decides
-def _canny_costs_nothing(e: Evidence, stated: dict[str, Any]) -> Finding:
-    pair = ("ultraseg_130k", "ultraseg_130k+morphological_edges")
-    above = _beats(e, [pair], bound=-stated["margin"])
-    table = _compared(e, [pair])
-    below = _all_below(e, table, stated["margin"], above.runs)
-    holds = above.holds and below.holds if False not in (above.holds, below.holds) else False
-    return above if table.empty else Finding(holds, _text(table), above.runs)
-
-
-@_decides
-def _distillation_does_not_help(e: Evidence, stated: dict[str, Any]) -> Finding:
-    table = _compared(e, [(f"{name}+{taught}", name) for name in OURS for taught in FEATURES])
-    if table.empty:
-        return e.nothing
-    gains = table[table["low"] > 0]
-    return Finding(gains.empty, _text(table if gains.empty else gains), _runs_of(e, table))
+def _mean_over(table: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
+    """Average the rows of a pair and recipe over the datasets where all are there, longest training."""
+    keys, rows = ["title", "model", "baseline", "recipe", "protocol"], []
+    table = table[table["dataset"].isin(datasets)].sort_values("epochs")
+    for key, part in table.drop_duplicates([*keys, "dataset"], keep="last").groupby(keys):
+        if len(part) == len(datasets):
+            mean = part["difference"].mean()
+            half = np.sqrt(((part["high"] - part["low"]) ** 2).sum()) / 2 / len(part)
+            name = f"{key[0]} − {model_title(key[2])}, mean of {len(part)} datasets, {key[3]} {key[4]}:"
+            rows.append((name, "mean", key[1], mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=JUDGED)
 
 
 # --- levels of Dice -------------------------------------------------------------------------------
@@ -496,62 +472,63 @@ def _distillation_does_not_help(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 def _levels(e: Evidence) -> pd.DataFrame:
     """Return the main table of the runs on real images, or no rows."""
-    return main_table(e.ledger) if len(e.ledger) else pd.DataFrame(columns=[*GROUP_KEYS, "dice"])
+    columns = [*GROUP_KEYS, "dice", "batch_pooled_dice"]
+    return main_table(e.ledger) if len(e.ledger) else pd.DataFrame(columns=columns)
+
+
+def _over_five(e: Evidence, models: Sequence[str], score: str) -> tuple[pd.DataFrame, frozenset]:
+    """Return the mean over the paper's five datasets, and which dataset and model have runs.
+
+    Rows recipe and protocol where every dataset has a run, columns models; the longest training
+    counts.
+    """
+    levels, five = _levels(e), set(paper_table3()["dataset"]) - {"avg"}
+    levels = levels[levels["dataset"].isin(five) & levels["model"].isin(models)]
+    last = levels.sort_values("epochs").groupby(["recipe", "protocol", "model", "dataset"]).tail(1)
+    wide = last.pivot(index=["recipe", "protocol", "model"], columns="dataset", values=score)
+    means = wide.reindex(columns=sorted(five)).mean(axis=1, skipna=False).dropna()
+    return means.unstack("model"), _covered(levels)
 
 
 @_decides
 def _keeps_most_of_unet(e: Evidence, stated: dict[str, Any]) -> Finding:
-    wide = _levels(e).pivot_table(index=SETTING, columns="model", values="dice", aggfunc="mean")
-    if not {"ultraseg_130k", "unet_base"} <= set(wide):
+    means, covers = _over_five(e, ("ultraseg_130k", "unet_base"), "dice")
+    share = means.get("ultraseg_130k", pd.Series()) / means.get("unet_base", pd.Series())
+    if not covers:
         return e.nothing
-    share = (wide["ultraseg_130k"] / wide["unet_base"]).dropna()
-    if share.empty:
-        return e.nothing
-    text = "; ".join(f"{' '.join(map(str, key))} {value:.1%}" for key, value in share.items())
-    return Finding(bool((share > stated["share"]).all()), text)
+    text = "; ".join(f"{' '.join(key)} {value:.1%}" for key, value in share.dropna().items())
+    holds = bool((share.dropna() > stated["share"]).all()) if text else None
+    return Finding(holds, text or "no mean over five datasets", covers=covers)
 
 
 @_decides
 def _mean_of_five(e: Evidence, stated: dict[str, Any]) -> Finding:
-    five = set(paper_table3()["dataset"]) - {"avg"}
-    levels = _levels(e)
-    levels = levels[levels["dataset"].isin(five) & levels["model"].isin(OURS)]
-    found = set(levels["dataset"])
-    if found != five:
-        return Finding(None, f"{len(found)} of {len(five)} datasets in the ledger")
-    means = levels.groupby(["recipe", "protocol", "epochs", "model"])["batch_pooled_dice"].mean()
-    near = [abs(mean - stated[key[-1]]) < 0.02 for key, mean in means.items()]
-    return Finding(all(near), ", ".join(f"{mean:.3f}" for mean in means))
-
-
-@_decides
-def _dice_falls_with_size(e: Evidence, stated: dict[str, Any]) -> Finding:
-    levels, texts, falls = _levels(e), [], []
-    for _, group in levels[levels["model"].isin(UNETS)].groupby(SETTING):
-        dice = group.set_index("model")["dice"].reindex(UNETS).dropna()
-        if len(dice) > 2:
-            falls.append(dice.is_monotonic_decreasing)
-            texts.append(" > ".join(f"{value:.3f}" for value in dice))
-    return Finding(all(falls), "; ".join(texts)) if falls else e.nothing
+    means, covers = _over_five(e, OURS, "batch_pooled_dice")
+    if not covers:
+        return e.nothing
+    found = means.stack()
+    near = [abs(mean - stated[key[-1]]) < 0.02 for key, mean in found.items()]
+    text = ", ".join(f"{MODELS[key[-1]].title} {mean:.3f}" for key, mean in found.items())
+    return Finding(all(near) if near else None, text or "no mean over five datasets", covers=covers)
 
 
 @_decides
 def _gap_is_capacity(e: Evidence, stated: dict[str, Any]) -> Finding:
+    five = sorted(set(paper_table3()["dataset"]) - {"avg"})
+    found = _compare(e, [("unet_base", "ultraseg_130k")], five, above=0)
     paper = paper_table3()
     base = paper[paper["title"] == "UNet-Base"].set_index("dataset")["paper_dice"]
     rows = _levels(e)
-    rows = rows[rows["model"].isin(OURS) & rows["dataset"].isin(base.index)]
-    if rows.empty:
-        return e.nothing
-    rows = rows.assign(base=rows["dataset"].map(base))
-    reached = rows[rows["batch_pooled_dice"] >= rows["base"]]
-    shown = rows if reached.empty else reached
+    rows = rows[(rows["model"] == "ultraseg_130k") & rows["dataset"].isin(base.index)]
+    rows = rows[rows["batch_pooled_dice"] >= rows["dataset"].map(base)]
+    if found.covers or rows.empty:
+        return found
     text = "; ".join(
-        f"{row.title}, {dataset_title(row.dataset)}, {row.recipe}: {row.batch_pooled_dice:.3f} per"
-        f" batch of 4, {row.dice:.3f} ({row.dice_low:.3f} to {row.dice_high:.3f}) per image,"
-        f" UNet-Base {row.base:.4f}" for row in shown.itertuples()
+        f"{dataset_title(row.dataset)}, {row.recipe}, {row.batch_pooled_dice:.3f} per batch of 4"
+        f" ({row.dice:.3f} per image), printed {base[row.dataset]:.4f}" for row in rows.itertuples()
     )  # fmt: skip
-    return Finding(None if reached.empty else False, text, _runs_in(e, shown))
+    text = f"UNet-Base is not trained alike; the recipe alone lifts 130K to the level printed for it: {text}"
+    return Finding(None, text, _runs_in(e, rows))
 
 
 def _runs_in(e: Evidence, levels: pd.DataFrame) -> tuple[str, ...]:
@@ -572,7 +549,7 @@ def _paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
         f"{row.title}, {dataset_title(row.dataset)}: {row.batch_pooled_dice:.3f}, printed"
         f" {row.paper_dice:.4f}" for row in rows.itertuples()
     )  # fmt: skip
-    return Finding(bool(near.all()), text, _runs_in(e, rows))
+    return Finding(bool(near.all()), text, _runs_in(e, rows), _covered(rows))
 
 
 # --- more data, other centers, failures -----------------------------------------------------------
@@ -581,106 +558,132 @@ def _paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
 MIXING = ["recipe", "protocol", "test_set"]  # what is alike in the two trainings of `_mixing`
 
 
-def _mixing(e: Evidence, model: str) -> pd.DataFrame:
-    """Return what training on the mixed set changes on each test set, image by image.
+def _gains(e: Evidence, model: str) -> dict[tuple[str, str, str], pd.Series]:
+    """Return what training on the mixed set adds to the Dice of each image, by `MIXING`.
 
     Of several lengths of training the longest counts, on either side.
     """
-    rows = []
+    gains = {}
     scores = longest_runs(e.ledger[e.ledger["model"] == model])
     for keys, part in scores.groupby(MIXING):
-        sides = {"mixed": part["dataset"] == "mixed", "single": part["dataset"] == keys[2]}
-        dice = {name: part[side].groupby("image_id")["dice"].mean() for name, side in sides.items()}
-        both = pd.concat(dice, axis=1).dropna()
-        if len(both) > 1:
-            test = paired_test(both["mixed"].to_numpy(), both["single"].to_numpy())
-            name = f"{MODELS[model].title}, {dataset_title(keys[2])}, {keys[0]}:"
-            rows.append((*keys, name, *test[:3]))
-    return pd.DataFrame(rows, columns=[*MIXING, "name", *DIFFERENCE[:3]])
+        mixed, single = (
+            part[part["dataset"] == name].groupby("image_id")["dice"].mean()
+            for name in ("mixed", keys[2])
+        )
+        gain = (mixed - single).dropna()
+        if len(gain) > 1:
+            gains[keys] = gain
+    return gains
+
+
+def _judge_gains(e: Evidence, gains: dict[tuple[str, str, str], pd.Series], *models: str) -> Finding:  # fmt: skip
+    """Decide whether the gains of the first of some models, or its lead in gain, lie above 0."""
+    title = " − ".join(MODELS[name].title for name in models)
+    rows = [(f"{title}, {dataset_title(keys[2])}, {keys[0]}:", keys[2], models[0],
+             *bootstrap_interval(gain.to_numpy())) for keys, gain in gains.items()]  # fmt: skip
+    table = pd.DataFrame(rows, columns=JUDGED).assign(baseline=models[-1])
+    runs = _runs(e.ledger[e.ledger["model"].isin(models)], "mixed", *table["dataset"])
+    return _judge(e, table, runs, above=0)
 
 
 @_decides
 def _mixed_beats_single(e: Evidence, stated: dict[str, Any]) -> Finding:
-    table = _mixing(e, "ultraseg_130k")
-    runs = e.ledger[e.ledger["model"] == "ultraseg_130k"]
-    return _all_above(e, table, 0.0, _runs(runs, "mixed", *table["test_set"]))
+    return _judge_gains(e, _gains(e, "ultraseg_130k"), "ultraseg_130k")
 
 
 @_decides
 def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Finding:
-    gains = [_mixing(e, name).set_index(MIXING)["difference"] for name in ("ultraseg_130k", "unet_base")]  # fmt: skip
-    both = pd.concat(gains, axis=1, keys=["small", "large"]).dropna()
-    if both.empty:
-        return e.nothing
-    text = "; ".join(f"{dataset_title(keys[2])}, {keys[0]}: {row.small:+.3f} and {row.large:+.3f}" for keys, row in both.iterrows())  # fmt: skip
-    return Finding(bool((both["small"] > both["large"]).all()), text)
+    small, large = (_gains(e, name) for name in ("ultraseg_130k", "unet_base"))
+    both = {keys: (small[keys] - large[keys]).dropna() for keys in small.keys() & large.keys()}
+    return _judge_gains(e, both, "ultraseg_130k", "unet_base")
 
 
 def _on_unseen(e: Evidence, pair: tuple[str, str]) -> pd.DataFrame:
-    """Compare two models, trained alike, on the unseen datasets."""
+    """Compare two models, trained alike, on the unseen datasets; ``dataset`` is the tested one."""
     table = external.compare_models(external.by_tested(e.ledger), [pair])
     table = table[table["tested"].isin(EXTERNAL)]
     names = (dataset_title(tested) + ", trained on " + external.training_title(trained) + ":"
              for tested, trained in zip(table["tested"], table["dataset"], strict=True))  # fmt: skip
-    return table.assign(name=list(names))
+    return table.assign(name=list(names), dataset=table["tested"])
 
 
 @_decides
 def _attention_helps_outside(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _all_above(e, _on_unseen(e, ("ultraseg_130k", "ultraseg_108k")), 0.0)
+    return _judge(e, _on_unseen(e, ("ultraseg_130k", "ultraseg_108k")), above=0)
 
 
 @_decides
 def _external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
     table = _on_unseen(e, ("unet_base", "ultraseg_130k"))
-    if table.empty:
-        return e.nothing
-    off = (table["difference"] - table["tested"].map(stated)).abs()
-    return Finding(bool((off < 0.01).all()), _text(table))
+    for end in DIFFERENCE[:3]:
+        table[end] -= table["dataset"].map(stated)
+    table["name"] = "more than stated, " + table["name"].astype(str)
+    return _judge(e, table, above=-0.01, below=0.01)
 
 
-def _hard(e: Evidence) -> list[tuple[str, pd.DataFrame, pd.Series]]:
-    """Return, a run of UltraSeg-130K, its name, its polyp frames and which are large or hold several."""
-    scores = own_scores(e.ledger)
-    scores = scores[(scores["model"] == "ultraseg_130k") & (scores["area"] > 0)]
-    runs = [(name, group) for name, group in scores.groupby("run_id")]
-    return [(name, g, (g["n_polyps"] > 1) | (g["area"] >= g["area"].quantile(0.75)))
-            for name, g in runs]  # fmt: skip
+def _judge_hard(
+    e: Evidence,
+    what: str,
+    measure: Callable[[pd.DataFrame, pd.Series], Sequence[float]],
+    **bounds: float,
+) -> Finding:
+    """Decide what section 4.8 says of frames with several polyps, and of the largest quarter.
+
+    UltraSeg-130K of the mixed set, on the unseen sets. ``measure``: from a kind's frames with all
+    plain ones, and which are of the kind, to a number with its interval; ``what`` names it.
+    """
+    wanted = (
+        "model == 'ultraseg_130k' and dataset == 'mixed' and test_set in @EXTERNAL and area > 0"
+    )
+    scores = longest_runs(e.ledger.query(wanted))
+    rows, runs = [], tuple(scores["run_id"].unique())
+    for (_, recipe, tested), group in scores.groupby(["run_id", "recipe", "test_set"]):
+        several = group["n_polyps"] > 1
+        large = ~several & (group["area"] >= group["area"].quantile(0.75))
+        for kind, chosen in (("several", several), ("large", large)):
+            if chosen.sum() > 1:
+                name = f"{dataset_title(tested)}, {recipe}, {kind} ({chosen.sum()} frames):"
+                found = measure(group[chosen | ~(several | large)], chosen)
+                rows.append((name, tested, "ultraseg_130k", *found))
+    found = _judge(e, pd.DataFrame(rows, columns=JUDGED), runs, **bounds)
+    return found._replace(evidence=f"{what}: {found.evidence}") if rows else found
 
 
 @_decides
 def _large_or_many_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
-    rows = [(f"{dataset_title(group['dataset'].iloc[0])}:", *_welch(group["dice"][hard], group["dice"][~hard]))
-            for _, group, hard in _hard(e)]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["name", "difference", "low", "high"])
-    return _all_below(e, table, 0.0, [name for name, _, _ in _hard(e)])
+    def drop(frames: pd.DataFrame, hard: pd.Series) -> tuple[float, float, float]:
+        a, b = frames.loc[hard, "dice"], frames.loc[~hard, "dice"]
+        return a.mean() - b.mean(), *stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+
+    return _judge_hard(e, "Dice less that of the other frames", drop, below=0)
 
 
 @_decides
 def _large_or_many_are_found(e: Evidence, stated: dict[str, Any]) -> Finding:
-    found = {name: group["detected"][hard].astype(bool) for name, group, hard in _hard(e)}
-    if not found:
-        return e.nothing
-    text = "; ".join(f"{seen.sum()} of {len(seen)}" for seen in found.values())
-    enough = all(seen.mean() >= stated["share"] for seen in found.values())
-    return Finding(enough, text, tuple(found))
+    def share(frames: pd.DataFrame, hard: pd.Series) -> tuple[float, float, float]:
+        seen = frames.loc[hard, "detected"].astype(bool)
+        test = stats.binomtest(int(seen.sum()), len(seen))
+        return seen.mean(), *test.proportion_ci(method="wilson")
 
-
-def _by_arithmetic(name: str) -> Check:
-    return lambda e, stated: printed.CHECKS[name](stated)
-
-
-for _name in ("frames_a_second_fit", "eq3_is_13", "tables_agree"):
-    CHECKS[_name] = _by_arithmetic(_name)
+    return _judge_hard(e, "share of frames found", share, above=stated["share"])
 
 
 # --- the table ------------------------------------------------------------------------------------
 
 
 def read_claims() -> list[dict[str, Any]]:
-    """Return the claims of ``data/paper/claims.yaml``, each with its ``stated`` numbers."""
+    """Return the claims of ``data/paper/claims.yaml``, each with its ``stated`` numbers.
+
+    ``needs``: the datasets and models without which a claim cannot hold; of a ``compare`` they are
+    its own.
+    """
     claims = yaml.safe_load((PAPER / "claims.yaml").read_text(encoding="utf-8"))
-    return [{"stated": {}} | claim for claim in claims]
+    for claim in claims:
+        claim.setdefault("stated", {})
+        if rule := claim.get("compare"):
+            models = list(dict.fromkeys(chain(*rule["pairs"])))
+            claim["needs"] = {"datasets": rule["datasets"], "models": models}
+    return claims
 
 
 def claims_table(profile: str) -> pd.DataFrame:
@@ -696,11 +699,37 @@ def claims_table(profile: str) -> pd.DataFrame:
     return pd.DataFrame([_row(claim, evidence, files) for claim in read_claims()])
 
 
-def _row(claim: dict[str, Any], evidence: Evidence, files: dict[int, str]) -> dict[str, Any]:
+def _by_us(claim: dict[str, Any], e: Evidence) -> Finding:
+    if "ours" not in claim:
+        return Finding(None, "the paper's tables only")
     name, stated = claim["id"], claim["stated"]
-    by_paper = printed.CHECKS[name](stated) if "printed" in claim else None
-    nothing = Finding(None, "the paper's tables only")
-    ours = CHECKS[name](evidence, stated) if "ours" in claim else nothing
+    if name in CHECKS:
+        found = CHECKS[name](e, stated)
+    elif "compare" in claim:
+        found = _compare(e, **claim["compare"])
+    else:
+        found = printed.CHECKS[name](stated)
+    return _so_far(found, claim["needs"]) if found.covers and "needs" in claim else found
+
+
+def _so_far(found: Finding, needs: dict[str, list[str]]) -> Finding:
+    """Let a claim hold only where all that it speaks of was measured; say how much was."""
+    datasets, models = needs["datasets"], needs["models"]
+    if found.covers >= set(product(datasets, models)):
+        return found
+    seen = [name for name in datasets if name in {d for d, _ in found.covers}]
+    known = len(set(models) & {model for _, model in found.covers})
+    verb = "holds on" if found.holds else "measured on"
+    titles = ", ".join(map(dataset_title, seen))
+    text = f"{verb} {len(seen)} of {len(datasets)} datasets ({titles}), {known} of {len(models)} models"
+    holds = None if found.holds else found.holds
+    return found._replace(holds=holds, evidence=f"{text}: {found.evidence}")
+
+
+def _row(claim: dict[str, Any], evidence: Evidence, files: dict[int, str]) -> dict[str, Any]:
+    name = claim["id"]
+    by_paper = printed.CHECKS[name](claim["stated"]) if "printed" in claim else None
+    ours = _by_us(claim, evidence)
     return {
         "id": name,
         "section": claim["section"],

@@ -9,14 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ultraseg_lib.data import Frames
 from ultraseg_lib.data.splits import PARTS
-from ultraseg_lib.report.figures import PALETTE, dataset_title
+from ultraseg_lib.report.figures import PALETTE, _show, dataset_title
 
 PART_COLOURS = dict(zip(PARTS, (PALETTE[0], PALETTE[2], PALETTE[1]), strict=True))
 
@@ -99,17 +98,11 @@ def plot_polyps_per_image(counts: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def _show_plain(axes: Axes, image: np.ndarray, title: str, size: str = "medium") -> None:
-    axes.imshow(image)
-    axes.set_title(title, fontsize=size)
-    axes.set_axis_off()
-
-
 def show_copies(images: Mapping[str, np.ndarray], title: str) -> Figure:
     """Show pictures (H, W, 3) uint8 in a row, each under its own words."""
     figure, grid = plt.subplots(1, len(images), figsize=(3.9 * len(images), 5.2), squeeze=False)
     for axes, (words, image) in zip(grid.flat, images.items(), strict=True):
-        _show_plain(axes, image, words)
+        _show(axes, image, words)
     figure.suptitle(title)
     return figure
 
@@ -127,8 +120,8 @@ def show_pairs(pairs: pd.DataFrame, frames: Mapping[str, Frames], title: str) ->
             found = frames[pair[f"dataset_{side}"]]
             row = np.flatnonzero(found.table["image_id"] == pair[f"image_id_{side}"])[0]
             words = f"{pair[f'part_{side}']}: " if f"part_{side}" in pair else ""
-            words += str(pair[f"image_id_{side}"])[-12:]
-            _show_plain(axes, found.images[row], words, "small")
+            words += str(pair[f"image_id_{side}"])[-17:]
+            _show(axes, found.images[row], words, "small")
     figure.suptitle(title)
     return figure
 

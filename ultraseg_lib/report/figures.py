@@ -70,15 +70,15 @@ def setting_title(table: pd.DataFrame) -> str:
     )
 
 
-def _show(axes: Axes, image: np.ndarray, title: str = "") -> None:
+def _show(axes: Axes, image: np.ndarray, title: str = "", size: str = "medium") -> None:
     axes.imshow(image)
-    axes.set_title(title)
+    axes.set_title(title, fontsize=size)
     axes.set_axis_off()
 
 
 def _outline(axes: Axes, mask: np.ndarray, colour: str, style: str = "-") -> None:
     """Draw the outline of a boolean mask (H, W), on a dark halo that keeps it visible."""
-    if mask.any():
+    if mask.any() and not mask.all():
         axes.contour(mask, [0.5], colors="black", linewidths=4, alpha=0.5)
         axes.contour(mask, [0.5], colors=colour, linewidths=2, linestyles=style)
 

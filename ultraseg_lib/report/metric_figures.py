@@ -5,6 +5,7 @@ Every function returns a matplotlib Figure and shows nothing by itself.
 
 import io
 from dataclasses import dataclass
+from itertools import cycle
 
 import cv2
 import matplotlib.pyplot as plt
@@ -19,11 +20,10 @@ from numpy.typing import NDArray
 
 from ultraseg_lib import edges, metrics
 from ultraseg_lib.data import Frames
-from ultraseg_lib.report.figures import PALETTE, dataset_title
+from ultraseg_lib.report.figures import PALETTE, PRED, TRUTH, _outline, dataset_title
 
 Window = tuple[slice, slice]
 BLUE, ORANGE, GREEN, VERMILION = PALETTE[:4]
-TRUTH, PRED = "#ffffff", "#ffb000"  # outlines on an image: what is, and what a model says
 LEVELS = 256  # probability maps are stored in this many steps
 
 
@@ -66,7 +66,7 @@ def show_boundary_steps(image: NDArray, mask: NDArray[np.uint8], title: str) -> 
     )
     figure, grid = plt.subplots(1, 5, figsize=(20, 5))
     _panel(grid[0], image, "image")
-    grid[0].contour(mask, [127], colors=TRUTH, linewidths=2)
+    _outline(grid[0], mask > 0, TRUTH)
     corner = (window[1].start, window[0].start)
     side = window[0].stop - window[0].start
     grid[0].add_patch(Rectangle(corner, side, side, fill=False, ec=PRED, lw=3))
@@ -181,15 +181,32 @@ def plot_definitions(table: pd.DataFrame, title: str) -> Figure:
 
 
 def plot_models_by_definition(table: pd.DataFrame, title: str) -> Figure:
-    """Show the Dice of several models by definition. Index: definition; a column a model."""
-    figure, axes = plt.subplots(figsize=(13, 6.2))
-    markers = "os^Dv*PX<>"
-    for (name, dice), colour, marker in zip(table.items(), PALETTE, markers, strict=False):
-        axes.plot(table.index, dice, marker=marker, ms=11, lw=2, color=colour, label=name)
-    axes.set(ylabel="“Dice”", ylim=(0, 1), title=title)
+    """Show the Dice of several models by definition. Index: definition; a column a model's title.
+
+    UltraSegs are orange, others blue; each line has its name at its end.
+    """
+    figure, axes = plt.subplots(figsize=(13, 6.8))
+    top = 1.1 * table.max(axis=None)
+    ours = table.columns[table.columns.str.startswith("UltraSeg")]
+    others = table.columns.difference(ours, sort=False)
+    colours = dict(zip(ours, sns.color_palette("YlOrBr", len(ours) + 2)[2:], strict=True))
+    colours |= dict(zip(others, sns.color_palette("PuBu", len(others) + 2)[2:], strict=True))
+    places = _spread(table.iloc[-1], 0.055 * top)
+    for (name, dice), marker in zip(table.items(), cycle("os^Dv*PX<>")):
+        axes.plot(table.index, dice, marker=marker, ms=11, lw=3, color=colours[name])
+        ends = ((len(table) - 0.6, places[name]), (len(table) - 1, dice.iloc[-1]))
+        axes.annotate(name, ends[1], ends[0], va="center", size="small",
+                      arrowprops={"arrowstyle": "-", "color": colours[name], "relpos": (0, 0.5)})  # fmt: skip
+    axes.set(ylabel="“Dice”", ylim=(0, top), title=title)
     axes.tick_params(axis="x", labelsize="small")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return figure
+
+
+def _spread(values: pd.Series, gap: float) -> pd.Series:
+    """Move values apart, in their order, until neighbours have a gap; the largest stays."""
+    ordered = values.sort_values(ascending=False)
+    steps = gap * np.arange(len(ordered))
+    return (ordered + steps).cummin() - steps
 
 
 def plot_batch_drift(table: pd.DataFrame, in_list_order: pd.Series, title: str) -> Figure:
@@ -273,9 +290,8 @@ def render_threshold(
     pred = probs[view.image] / LEVELS >= view.threshold
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.6), width_ratios=(2, 3))
     _panel(left, frames.images[view.image], f"Dice {metrics.dice_score(pred, mask):.2f}")
-    for outline, colour, style in ((mask, TRUTH, "-"), (pred, PRED, "--")):
-        if outline.any() and not outline.all():
-            left.contour(outline, [0.5], colors=colour, linewidths=3, linestyles=style)
+    _outline(left, mask, TRUTH)
+    _outline(left, pred, PRED, "--")
     left.set_xlabel("white: truth\namber dashes: prediction")
     for (name, curve), colour, style in zip(
         curves.items(), PALETTE, ("-", "--", "-.", ":"), strict=False
@@ -318,14 +334,16 @@ def show_distances(
     shown = left.scatter(columns, rows, c=distances, s=22, cmap="cividis", vmin=0, vmax=8)
     left.set_title("grey: truth; dots: both boundaries")
     left.set_axis_off()
-    figure.colorbar(shown, ax=left, label="distance to the other boundary (px)", shrink=0.85,
-                    extend="max")  # fmt: skip
+    bar = figure.colorbar(shown, ax=left, shrink=0.85, extend="max")
+    bar.set_label("distance to the\nother boundary (px)", labelpad=12)
     share = 100 * np.arange(1, len(distances) + 1) / len(distances)
     right.plot(share, np.sort(distances), lw=4, color="black")
     styles = ("-", "--", "-.", ":")
     for (name, value), colour, style in zip(scores.items(), PALETTE, styles, strict=False):
         right.axhline(value, lw=3, ls=style, color=colour, label=f"{name}: {value:.1f} px")
-    right.axvline(95, color="grey", lw=1)
+    right.axvline(95, color="0.4", lw=2)
+    right.annotate("95 %", (95, 0.5), (-6, 0), xycoords=("data", "axes fraction"),
+                   textcoords="offset points", ha="right", color="0.4")  # fmt: skip
     right.set(xlabel="boundary pixels, nearest first (%)", ylabel="distance (px)")
     right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.92))
     return figure
@@ -339,7 +357,7 @@ def plot_hausdorff(full: NDArray, p95: NDArray, diagonal: float, title: str) -> 
     axes.plot(p95[~gone], full[~gone], "o", ms=10, color=BLUE, alpha=0.7)
     axes.plot(p95[gone], full[gone], "X", ms=14, color=VERMILION, clip_on=False)
     axes.annotate(
-        f"{np.count_nonzero(gone)} missed\nor false alarms", (diagonal, diagonal), (-4, 14),
+        f"misses and\nfalse alarms: {np.count_nonzero(gone)}", (diagonal, diagonal), (-4, 14),
         textcoords="offset points", ha="right", va="bottom", size="small", color=VERMILION,
     )  # fmt: skip
     axes.set(xlabel="HD95 (px)", ylabel="100 % Hausdorff (px)", title=title)

@@ -20,11 +20,15 @@ UNETS = ["UNet-Base", "UNet-Medium", "UNet-Light", "UNet-Small", "UNet-Tiny"]
 
 
 class Finding(NamedTuple):
-    """Whether a claim holds (None: cannot be told), by what numbers, from which runs of the ledger."""
+    """Whether a claim holds (None: cannot be told), and by what numbers.
+
+    ``runs`` of the ledger are behind it; ``covers``: which models on which datasets (dataset, model).
+    """
 
     holds: bool | None
     evidence: str
     runs: tuple[str, ...] = ()
+    covers: frozenset[tuple[str, str]] = frozenset()
 
 
 Check = Callable[[dict[str, Any]], Finding]
@@ -275,7 +279,7 @@ def _tables_agree(stated: dict[str, Any]) -> Finding:
     for model, title in names.items():
         flops = five.loc[model, "paper_flops_g"].iloc[0], printed_table(1)["flops_g"][title]
         cells = {"FLOPs": flops} | {
-            row.dataset: (row.paper_dice, _dice(row.dataset)[title])
+            dataset_title(row.dataset): (row.paper_dice, _dice(row.dataset)[title])
             for row in five.loc[model].itertuples()
         }
         wrong += [f"{title}, {cell}: {a} and {b}" for cell, (a, b) in cells.items() if a != b]
