@@ -48,6 +48,10 @@ WHOLE = "ultraseg_130k"
 TAUGHT = tuple(name for name, variant in VARIANTS.items() if "distillation" in variant.recipe)
 FEATURES = tuple(n for n in TAUGHT if VARIANTS[n].recipe["distillation"] == "features")
 CHANGED = tuple(f"{WHOLE}+{name}" for name in VARIANTS if name not in TAUGHT)
+DISTILLED = (
+    "title", "student", "variant", "seeds", "val_dice", "dice", "dice_low", "dice_high", "images",
+    *DIFFERENCE, "p_holm", "finding", "parameters",
+)  # fmt: skip
 PANELS = {  # the end of a weight's name -> what it is
     "alpha": "α of the SSA (Eq. 4)",
     "region_weight": "region weights (Eq. 1)",
@@ -98,7 +102,9 @@ def beside_seeds(table: pd.DataFrame, chance: pd.DataFrame) -> pd.DataFrame:
     spread = pd.concat([side.merge(spreads, "left")["seed_spread"] for side in sides], axis=1)
     spread = spread.max(axis=1).astype(float).set_axis(table.index)
     larger = ~(table["difference"].abs() <= spread)
-    table = table.assign(finding=table["finding"] & larger, seed_spread=spread, chance=False)
+    table = table.assign(
+        finding=table["finding"].astype(bool) & larger, seed_spread=spread, chance=False
+    )
     same = chance.merge(pd.concat(sides).drop_duplicates()).assign(chance=True)
     joined = pd.concat([table, same], ignore_index=True) if len(same) else table
     return joined.assign(label=joined.get("label", joined["title"]).fillna(joined["title"]))
@@ -360,11 +366,11 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     student, see `compare`), parameters.
     """
     clean = own_scores(ledger[ledger["protocol"] == "clean"])
-    split = clean["model"].astype(str).str.partition("+")
+    split = clean["model"].astype(str).str.partition("+").reindex(columns=[0, 2])
     clean = clean.assign(student=split[0], variant=split[2])
     distilled = clean[clean["variant"].isin(TAUGHT)]
     if distilled.empty:
-        return distilled.assign(val_dice=[], difference=[])
+        return distilled.reindex(columns=[*GROUP_KEYS, *DISTILLED])
     wanted = distilled[[*SETTING, "student"]].drop_duplicates()
     teachers = wanted[SETTING].drop_duplicates().assign(student=teacher)
     clean = clean.merge(pd.concat([teachers, wanted]).drop_duplicates())
@@ -380,9 +386,8 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     gains = compare(clean, pairs)[[*GROUP_KEYS, "images", *DIFFERENCE, "p_holm", "finding"]]
     table = table.merge(main_table(clean), on=GROUP_KEYS).merge(gains, "left", GROUP_KEYS)
     table = table.merge(sizes(table["model"])[["model", "parameters"]])
-    first = {"student": lambda names: names.mask(names == teacher, "")}
-    return table.sort_values([*SETTING, "student", "variant"], ignore_index=True,
-                             key=lambda column: first.get(column.name, lambda x: x)(column))  # fmt: skip
+    by = [*SETTING, "student", "variant"]
+    return table.sort_values(by, key=lambda x: x.replace(teacher, ""), ignore_index=True)
 
 
 def choice_table(ledger: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
