@@ -211,7 +211,9 @@ def test_unseen_datasets_compare_models_that_were_trained_alike(level):
         return [rows(model, dice, dataset, test_set=name) for name in claims.EXTERNAL]
 
     wide = runs("ultraseg_130k", level + 0.05, "mixed")
-    assert decide("attention_helps_outside", *wide, *runs("ultraseg_108k", level, "mixed")).holds
+    found = decide("attention_helps_outside", *wide, *runs("ultraseg_108k", level, "mixed"))
+    assert found.holds is True
+    assert set(found.runs) == {"ultraseg_130k-mixed", "ultraseg_108k-mixed"}
     assert decide("attention_helps_outside", wide[0], *runs("ultraseg_108k", level, "mixed")).holds is None  # fmt: skip
     other = runs("ultraseg_108k", level, "kvasir_seg")
     assert decide("attention_helps_outside", *wide, *other).holds is None

@@ -383,7 +383,7 @@ def _text(table: pd.DataFrame) -> str:
 def _judge(
     e: Evidence,
     table: pd.DataFrame,
-    runs: Sequence[str] = (),
+    runs: Sequence[str],
     above: float = -np.inf,
     below: float = np.inf,
     reach: float = -np.inf,
@@ -424,9 +424,8 @@ def _compared(e: Evidence, pairs: Sequence[tuple[str, str]], datasets: Sequence[
     return table.assign(name=named)
 
 
-def _runs_of(e: Evidence, table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the runs that a table of `_compared` speaks of."""
-    scores = own_scores(e.ledger)
+def _runs_of(scores: pd.DataFrame, table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the runs that a table of comparisons speaks of; ``dataset``: trained on."""
     sides = [table.rename(columns={side: "model_"}) for side in ("model", "baseline")]
     wanted = pd.concat([side[[*SETTING, "model_"]] for side in sides]).drop_duplicates()
     found = scores.merge(wanted.rename(columns={"model_": "model"}), on=[*SETTING, "model"])
@@ -445,7 +444,7 @@ def _compare(
     ``mean``: the claim speaks of the mean over the datasets, so that nothing less decides.
     """
     table = _compared(e, pairs, datasets)
-    found = _judge(e, table, _runs_of(e, table), **bounds)
+    found = _judge(e, table, _runs_of(own_scores(e.ledger), table), **bounds)
     if table.empty or not mean:
         return found
     means = _mean_over(table, datasets)
@@ -598,27 +597,28 @@ def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Findin
     return _judge_gains(e, both, "ultraseg_130k", "unet_base")
 
 
-def _on_unseen(e: Evidence, pair: tuple[str, str]) -> pd.DataFrame:
-    """Compare two models, trained alike, on the unseen datasets; ``dataset`` is the tested one."""
+def _on_unseen(e: Evidence, pair: tuple[str, str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Compare two models, trained alike, on the unseen datasets (then ``dataset``); and their runs."""
     table = external.compare_models(external.by_tested(e.ledger), [pair])
     table = table[table["tested"].isin(EXTERNAL)]
+    runs = _runs_of(e.ledger, table.rename(columns={"other": "baseline"}))
     names = (dataset_title(tested) + ", trained on " + external.training_title(trained) + ":"
              for tested, trained in zip(table["tested"], table["dataset"], strict=True))  # fmt: skip
-    return table.assign(name=list(names), dataset=table["tested"])
+    return table.assign(name=list(names), dataset=table["tested"]), runs
 
 
 @_decides
 def _attention_helps_outside(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _judge(e, _on_unseen(e, ("ultraseg_130k", "ultraseg_108k")), above=0)
+    return _judge(e, *_on_unseen(e, ("ultraseg_130k", "ultraseg_108k")), above=0)
 
 
 @_decides
 def _external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
-    table = _on_unseen(e, ("unet_base", "ultraseg_130k"))
+    table, runs = _on_unseen(e, ("unet_base", "ultraseg_130k"))
     for end in DIFFERENCE[:3]:
         table[end] -= table["dataset"].map(stated)
     table["name"] = "more than stated, " + table["name"].astype(str)
-    return _judge(e, table, above=-0.01, below=0.01)
+    return _judge(e, table, runs, above=-0.01, below=0.01)
 
 
 def _judge_hard(
