@@ -203,3 +203,9 @@ def test_bfloat16_costs_little_dice(outputs, monkeypatch):
     print(dice)
     assert (dice[torch.float32] > 0.3).all()
     assert (dice[torch.float32] - dice[torch.bfloat16]).max() < 0.04  # a seed is worth 0.03
+
+
+def test_a_recipe_that_distils_needs_a_teacher(tmp_path):
+    recipe = replace(RECIPES["strong"], distillation="logits")
+    with pytest.raises(ValueError, match="teacher: none given"):
+        Trainer(create_model("unet_tiny"), None, None, recipe, 1, 0, tmp_path)

@@ -315,14 +315,14 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def command_predict(args: argparse.Namespace) -> int:
     """Segment an image, a folder of images, a video or a camera; 1 if a frame was bad."""
     from ultraseg_lib.deploy import predict
-    from ultraseg_lib.variants import find_variant
+    from ultraseg_lib.variants import build_model, find_variant
     from ultraseg_lib.weights import find_weights, trained_size
 
     find_variant(args.model)  # raises for an unknown name
     source = predict.open_source(args.path)
     predict.check_output(args.output, source)
     weights = find_weights(args.model, args.weights)
-    network, size = predict.load_network(args.model, weights), trained_size(weights)
+    network, size = build_model(args.model, weights), trained_size(weights)
     backend = args.backend or predict.pick_backend(network, size, args.threads)
     segment = predict.load_segmenter(network, size, backend, args.threads)
     print(f"{args.model} from {weights}, {backend} on {args.threads} thread(s)", flush=True)

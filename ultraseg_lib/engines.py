@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.grid import Profile, Run, teachers_of
 from ultraseg_lib.provenance import usable_cores
 from ultraseg_lib.study import (
@@ -52,8 +53,10 @@ def run_study(
 
     ``jobs``: how many at a time; on a CPU each has its share of the cores. ``engine``: "local", or
     "ray" for the cluster that ``RAY_ADDRESS`` names (one on this machine where it names none).
-    A failed run does not stop the others. What was done is kept when the study is stopped.
+    A failed run does not stop the others. What was done is kept when the study is stopped. Raises
+    ValueError for another engine, and for a finished run that was made from other inputs.
     """
+    check_choice("engine", engine, ("local", "ray"))
     todo = runs_to_do(profile, runs)
     if not todo:
         return {}

@@ -59,6 +59,7 @@ class Recipe:
 
 
 RECIPES = {
+    # Section 4.1: Adam, 3e-4, cosine, batches of 4, patience 10.
     "paper": Recipe("adam", 3e-4, 0.0, "cosine", "paper", "released", patience=10),
     "strong": Recipe(
         "adamw", 2e-3, 1e-2, "one_cycle", "strong", "released", clip=1.0, average=0.995
@@ -170,7 +171,7 @@ def predict_probs(model: nn.Module, images: np.ndarray, batch_size: int = 8) -> 
 
 
 def validation_dice(model: nn.Module, frames: Frames) -> float:
-    """Return the mean over images of Dice at threshold 0.5."""
+    """Return the mean over ``frames`` (one at least) of each image's Dice at threshold 0.5, in [0, 1]."""
     probs = predict_probs(model, frames.images)
     return float(np.mean(dice_score(probs >= 128, frames.masks > 0)))
 
@@ -221,7 +222,8 @@ class Trainer:
         teacher: a trained model to learn from, where the recipe distils.
 
     On a GPU the frames stay on it as uint8, are augmented there, and the model computes in bfloat16,
-    compiled in long runs.
+    compiled in long runs. Raises ValueError where the recipe distils and there is no teacher, or
+    the teacher's features cannot be learned from.
     """
 
     def __init__(
@@ -237,6 +239,10 @@ class Trainer:
         self.recipe, self.epochs, self.seed, self.folder = recipe, epochs, seed, folder
         self.distillation = None
         if recipe.distillation is not None:
+            if teacher is None:
+                raise ValueError(
+                    f"teacher: none given; distillation {recipe.distillation} needs it"
+                )
             setting = (recipe.distillation, recipe.distillation_share)
             self.distillation = Distillation(teacher.to(self.device), self.model, *setting)
             self.distillation.to(self.device)
@@ -269,7 +275,11 @@ class Trainer:
         return int(np.argmax(scores)) + 1
 
     def fit(self, on_epoch: Callable[[dict[str, float]], None] | None = None) -> None:
-        """Train from the last finished epoch to the end; ``on_epoch`` gets each history row."""
+        """Train from the last finished epoch to the end; ``on_epoch`` gets each history row.
+
+        Raises ValueError for a checkpoint of other inputs, FloatingPointError where the loss is not
+        finite.
+        """
         self._resume()
         while len(self.history) < self.epochs and not self._is_out_of_patience():
             row = self._run_epoch(len(self.history) + 1)

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from filelock import FileLock
+
 from ultraseg_lib.data import synthetic
 from ultraseg_lib.data.layouts import (
     DataError,
@@ -52,13 +54,15 @@ def load_generated(name: str, size: int, count: int, seed: int) -> Frames:
     """Return ``count`` generated frames at ``size`` pixels with their split, making them once.
 
     ``name``: "synthetic", or "synthetic_unseen" for other scenes seen by a center that the former
-    never draws.
+    never draws. Raises ValueError for a size below 32 or a negative count or seed.
     """
     center = synthetic.UNSEEN_CENTER if name == "synthetic_unseen" else None
     seed += 1_000_000 if center else 0  # other scenes
     folder = outputs_dir("generated") / f"{name}-{size}-{count}-{seed}-{generator_version()}"
-    if not (folder / "table.csv").exists():
-        synthetic.write_dataset(folder, count, size, seed, center)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # two studies may want the same images at once
+        if not (folder / "table.csv").exists():
+            synthetic.write_dataset(folder, count, size, seed, center)
     return load_frames(add_split(read_table(folder / "table.csv", name), name), size)
 
 

@@ -131,7 +131,10 @@ class Frames:
 
 
 def join_frames(frames: list[Frames]) -> Frames:
-    """Put several sets of frames of one size behind one another."""
+    """Put several sets of frames of one size S behind one another: (N1 + N2 + …, S, S).
+
+    Raises ValueError for none, and for frames of other sizes.
+    """
     return Frames(
         np.concatenate([each.images for each in frames]),
         np.concatenate([each.masks for each in frames]),
@@ -221,6 +224,7 @@ def training_batches(
     """Yield one epoch of shuffled, augmented batches; the last may be smaller.
 
     Order and augmentation follow from ``seed`` and ``epoch`` alone, so a resumed run sees the same.
+    Raises ValueError for an unknown augmentation or edge method.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(frames))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
@@ -22,7 +21,6 @@ from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_ba
 from ultraseg_lib.deploy.frame import segment_frame
 from ultraseg_lib.metrics import MIN_POLYP_PX
 from ultraseg_lib.paths import whole_file
-from ultraseg_lib.variants import build_model
 from ultraseg_lib.weights import IMAGE_SIZE
 
 FASTEST_FIRST = ("native", "openvino", "onnxruntime", "inference")
@@ -179,16 +177,6 @@ def pick_backend(model: nn.Module, size: int, threads: int = 1) -> str:
         if name in available_backends() and not cannot_run(name, model, size, threads):
             return name
     return FASTEST_FIRST[-1]
-
-
-def load_network(model: str, weights: Path) -> nn.Module:
-    """Return a trained model; raise ValueError for weights that are broken or of another model."""
-    try:
-        return build_model(model, weights)
-    except (RuntimeError, SafetensorError):
-        raise ValueError(
-            f"{weights}: no weights of {model}, or broken; name their --model"
-        ) from None
 
 
 def load_segmenter(network: nn.Module, size: int, backend: str, threads: int = 1) -> Segmenter:

@@ -59,7 +59,10 @@ class PhasedConv2d(nn.Conv2d):
 
 
 def split_phases(feature: Tensor, d: int) -> Tensor:
-    """(N, C, H, W) to (N d^2, C, H/d, W/d), channels last: each holds every d-th pixel."""
+    """(N, C, H, W) to (N d^2, C, H/d, W/d), channels last: each holds every d-th pixel.
+
+    H and W must be multiples of d.
+    """
     n, c, height, width = feature.shape
     pixels = feature.permute(0, 2, 3, 1).reshape(n, height // d, d, width // d, d, c)
     phases = pixels.permute(0, 2, 4, 1, 3, 5).reshape(-1, height // d, width // d, c)

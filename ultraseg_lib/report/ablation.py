@@ -321,9 +321,8 @@ def _plot_weights_of(axes: Axes, table: pd.DataFrame) -> None:
     for name, line in table.groupby("weight", sort=False):
         where = name.split(".")
         label = where[0].replace("decoder", "level ") if len(where) == 3 else f"block {where[-2]}"
-        level = (
-            int("".join(filter(str.isdigit, label)) or 0) % 4
-        )  # one colour a level in all panels
+        # One colour a level, in all panels.
+        level = int("".join(filter(str.isdigit, label)) or 0) % 4
         axes.plot(line["epoch"], line["value"], "osD^"[level] + "-", ms=7, lw=2.5,
                   color=PALETTE[level], markevery=max(1, len(line) // 10), label=label)  # fmt: skip
     if table["weight"].nunique() > 1:

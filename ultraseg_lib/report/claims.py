@@ -24,7 +24,8 @@ from scipy import stats
 from torch import nn
 
 from ultraseg_lib import study
-from ultraseg_lib.data import audit, splits
+from ultraseg_lib.data import GENERATED, audit, splits
+from ultraseg_lib.data.splits import EXTERNAL
 from ultraseg_lib.edges import boundary_target
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.models.complexity import count_parameters, influence_map, receptive_field
@@ -58,7 +59,6 @@ VERDICTS = {True: "holds", False: "fails", None: "cannot be tested here"}
 NOT_ASKED = "–"  # the paper's tables have no such number
 OURS = ("ultraseg_108k", "ultraseg_130k")
 AS_WRITTEN = "ultraseg_108k+edb_as_written"
-EXTERNAL = ("etis_larib", "bkai_igh")
 IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
 JUDGED = ["name", "dataset", "model", *DIFFERENCE[:3]]  # what `_judge` reads of a table
@@ -89,7 +89,7 @@ class Evidence:
     def ledger(self) -> pd.DataFrame:
         """Return the scores on real images."""
         ledger = study.read_ledger(self.profile)
-        return ledger[~ledger["dataset"].astype(str).str.startswith("synthetic")]
+        return ledger[~ledger["dataset"].astype(str).str.split("@").str[0].isin(GENERATED)]
 
     @cached_property
     def bench(self) -> tuple[pd.DataFrame, str]:

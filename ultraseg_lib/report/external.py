@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ultraseg_lib.data import dataset_title
+from ultraseg_lib.data import GENERATED, dataset_title
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
@@ -267,7 +267,7 @@ def plot_training_sets(table: pd.DataFrame) -> Figure:
     setting = (
         table["title"] + ", recipe " + table["recipe"] + ", " + table["protocol"] + " protocol"
     )
-    generated = table["dataset"].str.startswith("synthetic").any()
+    generated = table["dataset"].str.split("@").str[0].isin(GENERATED).any()
     title = f"trained on everything or on one set{f' ({figures.GENERATED})' if generated else ''}"
     return _plot_scores(table.assign(setting=setting, label=labels), title)
 

@@ -58,7 +58,7 @@ def save_figure(figure: Figure, profile: str, name: str, data: pd.DataFrame) -> 
 def dataset_title(name: str) -> str:
     """Return the dataset's title; generated images are named as such in every figure."""
     title = data.dataset_title(name)
-    return f"{title} ({GENERATED})" if name.startswith("synthetic") else title
+    return f"{title} ({GENERATED})" if name.partition("@")[0] in data.GENERATED else title
 
 
 def setting_title(table: pd.DataFrame) -> str:

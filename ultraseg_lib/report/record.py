@@ -215,13 +215,9 @@ def _score_rows(scores: pd.DataFrame, dataset: str) -> str:
     parts = MIXED if _whole(dataset) == "mixed" else ()
 
     def trained(tested: str) -> str:
-        return (
-            "yes, its test part"
-            if tested == _whole(dataset)
-            else "yes"
-            if tested in parts
-            else "no"
-        )
+        if tested == _whole(dataset):
+            return "yes, its test part"
+        return "yes" if tested in parts else "no"
 
     rows = [
         [
