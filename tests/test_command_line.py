@@ -49,7 +49,9 @@ def test_ctrl_c_ends_both_halves_of_a_check(tmp_path):
     """A shell starts background commands deaf to Ctrl-C."""
     words = " ".join(f"'touch {tmp_path}/{name}; exec sleep 60'" for name in "ab")
     process = psutil.Popen(
-        ["bash", "-c", SIDE_BY_SIDE + words], env={**os.environ, "TMPDIR": str(tmp_path)}
+        ["bash", "-c", SIDE_BY_SIDE + words],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as from a terminal
     )
     while len(list(tmp_path.glob("?"))) < 2:
         time.sleep(0.01)
