@@ -100,7 +100,9 @@ def test_every_command_can_be_typed(path):
             pytest.fail(f"{path}: python -m ultraseg_lib{words} is refused")
 
 
-@pytest.mark.parametrize("path", [*ALL, *TEXTS], ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize(
+    "path", [*ALL, *TEXTS, ROOT / "docs/results.csv"], ids=lambda p: f"{p.parent.name}/{p.name}"
+)
 def test_generated_prose_is_fresh(path, renewed):
     advice = f"{path.name} is out of date: python -m ultraseg_lib refresh"
     assert renewed[path] == path.read_text(), advice

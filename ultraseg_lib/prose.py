@@ -14,9 +14,10 @@ import pandas as pd
 from ultraseg_lib import study
 from ultraseg_lib.notebooks import find_notebooks
 from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT, write_text
-from ultraseg_lib.report import record, tables
+from ultraseg_lib.report import record, summary, tables
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PICTURE = ROOT / "docs" / "results.png"  # its numbers lie beside it as CSV
 NEXT = re.compile(r"## Next\b.*", re.DOTALL)
 
 
@@ -89,10 +90,16 @@ def _base_line(levels: pd.DataFrame) -> str:
     return f"The paper's UNet-Base ({size:g} M parameters) has {', '.join(cells)}."
 
 
+def _of_mixed(ledger: pd.DataFrame) -> pd.DataFrame:
+    return ledger[ledger["dataset"] == "mixed"]
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "index": index_of_notebooks,
     "notebooks": readme_notebooks,
+    "findings": summary.findings,
     "results": readme_results,
+    "mixed": lambda: record.unseen_results(_of_mixed(study.read_ledger("reference"))),
     "own": lambda: record.own_results(study.read_ledger("reference")),
     "unseen": lambda: record.unseen_results(study.read_ledger("reference")),
     "leads": lambda: record.leads(study.read_ledger("reference")),
@@ -126,6 +133,7 @@ def renewed() -> dict[Path, str]:
     files = {path: _renewed_notebook(path) for path in find_notebooks()}
     texts = (ROOT / "README.md", NOTEBOOKS / "README.md", ROOT / "outputs/reference/README.md")
     files |= {path: fill(path.read_text(encoding="utf-8")) for path in texts}
+    files[PICTURE.with_suffix(".csv")] = summary.summary_data()
     runs = study.finished_runs("reference")
     return files | {run.folder / "MODEL_CARD.md": record.model_card(run) for run in runs}
 
@@ -140,8 +148,10 @@ def stale() -> dict[Path, str]:
 
 
 def refresh() -> list[Path]:
-    """Renew all generated prose; return the files that changed."""
+    """Renew all generated prose, and the README's picture of results; return the files that changed."""
     changed = stale()
     for path, text in changed.items():
         write_text(path, text)
+    if PICTURE.with_suffix(".csv") in changed:
+        summary.write_picture(PICTURE)
     return list(changed)
