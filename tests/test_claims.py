@@ -284,7 +284,7 @@ def test_gains_of_mixing_are_compared_recipe_by_recipe(level):
     assert decide("data_helps_small_models_more", *small).holds is None
     finding = decide("data_helps_small_models_more", *small, *runs("unet_base", 0.01, "strong"))
     assert finding.holds is True
-    assert "strong: 0.020" in finding.evidence
+    assert "strong, seeds: 2, 0.020" in finding.evidence
     assert "multiscale" not in finding.evidence
     assert decide("data_helps_small_models_more", *small, *runs("unet_base", 0.05, "strong")).holds is False  # fmt: skip
 

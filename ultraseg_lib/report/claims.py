@@ -523,7 +523,7 @@ def _paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
 # --- more data, other centers, failures -----------------------------------------------------------
 
 
-MIXING = ["recipe", "protocol", "test_set"]  # what is alike in the two trainings of `_mixing`
+MIXING = ["recipe", "protocol", "test_set"]  # what is alike in the two trainings of `_gains`
 
 
 def _gains(e: Evidence, model: str) -> dict[tuple[str, str, str], pd.DataFrame]:
@@ -548,7 +548,7 @@ def _in_both(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 def _judge_gains(e: Evidence, gains: dict[tuple[str, str, str], pd.DataFrame], *models: str) -> Finding:  # fmt: skip
     """Decide whether the gains of the first of some models, or its lead in gain, lie above 0."""
     title = " − ".join(MODELS[name].title for name in models)
-    rows = [(f"{title}, {dataset_title(keys[2])}, {keys[0]}, seeds: {len(gain)}:", keys[2], models[0],
+    rows = [(f"{title}, {dataset_title(keys[2])}, {keys[0]}, seeds: {len(gain)},", keys[2], models[0],
              *bootstrap_interval(gain.to_numpy()), len(gain) >= SEEDS)
             for keys, gain in gains.items() if gain.size]  # fmt: skip
     table = pd.DataFrame(rows, columns=JUDGED).assign(baseline=models[-1])
@@ -573,7 +573,7 @@ def _on_unseen(ledger: pd.DataFrame, pair: tuple[str, str]) -> tuple[pd.DataFram
     table = external.compare_models(external.by_tested(ledger), [pair])
     table = _longest(table[table["tested"].isin(EXTERNAL)].rename(columns={"other": "baseline"}))
     names = [f"{dataset_title(row.tested)}, trained on {external.training_title(row.dataset)}, seeds:"
-             f" {row.seeds}:" for row in table.itertuples()]  # fmt: skip
+             f" {row.seeds}," for row in table.itertuples()]  # fmt: skip
     judged = table.assign(name=names, dataset=table["tested"], enough=table["seeds"] >= SEEDS)
     return judged, _runs_of(ledger, table)
 

@@ -99,7 +99,7 @@ def _says(differences: pd.Series) -> str:
 @_counts
 def _share_of_parameters(counts: Counts, stated: dict[str, Any]) -> Finding:
     share = counts.parameters["UltraSeg-130K"] / counts.parameters["UNet-Base"]
-    return Finding(round(share, 3) == stated["share"], f"{share:.2%} of UNet-Base")
+    return Finding(bool(round(share, 3) == stated["share"]), f"{share:.2%} of UNet-Base")
 
 
 @_counts
@@ -136,7 +136,7 @@ def _flops_do_not_grow(counts: Counts, stated: dict[str, Any]) -> Finding:
 @_counts
 def _edbs_save_flops(counts: Counts, stated: dict[str, Any]) -> Finding:
     saved = counts.flops["UltraSeg-108K (ST)"] - counts.flops["UltraSeg-108K"]
-    return Finding(round(saved, -7) == stated["flops"], f"{saved / 1e9:.3f} G")
+    return Finding(bool(round(saved, -7) == stated["flops"]), f"{saved / 1e9:.3f} G")
 
 
 # --- speed ----------------------------------------------------------------------------------------
