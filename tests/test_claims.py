@@ -15,8 +15,10 @@ IMAGES = 40
 BY_ID = {claim["id"]: claim for claim in claims.read_claims()}
 
 
-def rows(model: str, dice: np.ndarray, dataset: str = "kvasir_seg", **changes) -> pd.DataFrame:
-    """Return what a ledger holds of one run."""
+def rows(
+    model: str, dice: np.ndarray, dataset: str = "kvasir_seg", seeds: int = 2, **changes
+) -> pd.DataFrame:
+    """Return what a ledger holds of a run and of its equal twins of other seeds."""
     base = {
         "run_id": f"{model}-{dataset}", "test_set": dataset, "center": "", "modality": "WLI",
         "area": 900, "n_polyps": 1, "iou": 0.5, "hd95": 9.0, "detected": True, "model": model,
@@ -24,7 +26,8 @@ def rows(model: str, dice: np.ndarray, dataset: str = "kvasir_seg", **changes) -
         "batch_pooled_dice": float(np.mean(dice)),
     }  # fmt: skip
     names = [f"image {i}" for i in range(len(dice))]
-    return pd.DataFrame({"image_id": names, "dice": dice}).assign(**(base | changes))
+    run = pd.DataFrame({"image_id": names, "dice": dice}).assign(**(base | changes))
+    return pd.concat([run.assign(seed=run["seed"] + more) for more in range(seeds)])
 
 
 @pytest.fixture
@@ -32,10 +35,14 @@ def level() -> np.ndarray:
     return np.random.default_rng(0).uniform(0.5, 0.8, IMAGES)
 
 
-def decide(name: str, *runs: pd.DataFrame) -> claims.Finding:
+def evidence_of(*runs: pd.DataFrame) -> Evidence:
     evidence = Evidence("full")
-    evidence.__dict__["ledger"] = pd.concat(runs) if runs else pd.DataFrame(columns=rows("a", []).columns)  # fmt: skip
-    return claims._by_us(BY_ID[name], evidence)
+    evidence.__dict__["ledger"] = pd.concat(runs, ignore_index=True)
+    return evidence
+
+
+def decide(name: str, *runs: pd.DataFrame) -> claims.Finding:
+    return claims._by_us(BY_ID[name], evidence_of(*runs))
 
 
 # --- the list -------------------------------------------------------------------------------------
@@ -48,7 +55,9 @@ def test_every_claim_has_its_rule_and_every_rule_its_claim():
     assert judged - compared - set(claims.CHECKS) <= set(printed.CHECKS)
     assert set(claims.CHECKS) | compared <= judged
     assert not compared & set(claims.CHECKS)
-    assert {name for name, each in BY_ID.items() if "printed" in each} == set(printed.CHECKS)
+    told = {name for name, each in BY_ID.items() if "printed" in each}
+    assert set(printed.COUNTED) <= set(printed.CHECKS) <= told
+    assert told - set(printed.CHECKS) <= compared
     sections = {each["section"] for each in BY_ID.values()}
     assert {"Abstract", "Contributions", "Introduction", "Conclusion", "Discussion"} <= sections
     assert len([name for name in sections if name.startswith("Section")]) >= 8
@@ -69,6 +78,22 @@ def test_a_claim_fails_when_the_printed_number_changes(monkeypatch):
     assert not printed.CHECKS["keeps_most_of_unet"]({"share": 0.94}).holds
 
 
+def test_table_3_decides_by_the_bounds_of_a_comparison():
+    pair, datasets = [("ultraseg_130k", "ultraseg_108k")], ["polypgen", "kvasir_seg"]
+    found = printed.compare(pair, datasets, above=-0.01)
+    assert found.holds
+    title = "UltraSeg-130K − UltraSeg-108K"
+    assert found.evidence == f"{title}, PolypGen +0.0330, {title}, Kvasir-SEG -0.0027"
+    assert not printed.compare(pair, datasets, above=0).holds
+    assert printed.compare(pair, datasets, mean=True, above=0).holds
+
+
+def test_one_rule_decides_by_the_papers_counts_and_by_ours():
+    claim = BY_ID["below_the_limit"]
+    assert claims._by_paper(claim)[:2] == (True, "at most 130,000")
+    assert claims._by_us(claim, Evidence("demo"))[:2] == (True, "at most 147,674")
+
+
 # --- our evidence ---------------------------------------------------------------------------------
 
 
@@ -83,6 +108,27 @@ def test_a_lead_is_decided_by_its_whole_interval(level):
         finding = decide("edbs_gain", ours, rows("ultraseg_108k_st", level))
         assert finding.holds is verdict
         assert set(finding.runs) == {"ultraseg_108k-kvasir_seg", "ultraseg_108k_st-kvasir_seg"}
+
+
+def test_one_seed_decides_nothing_either_way(level):
+    for lead in (0.1, -0.1):
+        pair = [rows("ultraseg_108k", level + lead, seeds=1), rows("ultraseg_108k_st", level)]
+        finding = decide("edbs_gain", *pair)
+        assert finding.holds is None
+        assert finding.evidence.startswith("too little to decide: ")
+        assert f"seeds: 1, {lead:.3f}" in finding.evidence
+    known = [rows("ultraseg_130k", level - 0.1), rows("lbunet", level)]
+    one = [rows("ultraseg_130k", level, "polypgen", 1), rows("lbunet", level, "polypgen")]
+    finding = decide("clear_margin_everywhere", *known, *one)
+    assert finding.holds is False
+    assert "; too little to decide: UltraSeg-130K − LB-UNet, PolypGen" in finding.evidence
+
+
+def test_the_longest_training_decides(level):
+    short = [rows("ultraseg_108k", level - 0.1, epochs=5), rows("ultraseg_108k_st", level, epochs=5)]  # fmt: skip
+    long = [rows("ultraseg_108k", level + 0.1), rows("ultraseg_108k_st", level)]
+    assert decide("edbs_gain", *short).holds is False
+    assert decide("edbs_gain", *short, *long).holds is True
 
 
 def test_a_claim_holds_only_with_all_its_datasets_and_rivals(level):
@@ -105,10 +151,17 @@ def test_the_rivals_are_all_models_below_the_limit():
 
 
 def test_one_interval_of_many_may_lie_outside_by_chance():
-    row = {"dataset": "kvasir_seg", "model": "ultraseg_130k", "difference": -0.1, "low": -0.19, "high": -0.01}  # fmt: skip
+    row = {"dataset": "kvasir_seg", "model": "ultraseg_130k", "enough": True, "difference": -0.1, "low": -0.19, "high": -0.01}  # fmt: skip
     for count, verdict in ((1, False), (20, None)):
         table = pd.DataFrame([{"name": "first"} | row] + [{"name": "other"} | row | {"difference": 0.1, "low": 0.01, "high": 0.19}] * (count - 1))  # fmt: skip
         assert claims._judge(Evidence("full"), table, (), above=0).holds is verdict
+
+
+def test_a_lead_that_does_not_reach_what_is_stated_does_not_hold():
+    row = {"name": "lead", "dataset": "kvasir_seg", "model": "ultraseg_130k", "enough": True, "difference": 0.02, "low": 0.01}  # fmt: skip
+    for high, verdict in ((0.05, True), (0.0355, None), (0.03, False)):  # stated: 0.036
+        table = pd.DataFrame([row | {"high": high}, row | {"high": 0.05}])
+        assert claims._judge(Evidence("full"), table, (), above=0, reach=0.036).holds is verdict
 
 
 def test_a_claim_on_the_mean_asks_for_all_datasets(level):
@@ -121,6 +174,28 @@ def test_a_claim_on_the_mean_asks_for_all_datasets(level):
     less = decide("beats_lbunet", *small[:2], *large[:2])
     assert less.holds is None
     assert less.evidence.startswith("measured on 2 of 5 datasets")
+
+
+def test_a_share_of_unet_asks_for_both_on_all_five(level):
+    ours = [rows("ultraseg_130k", level, dataset) for dataset in FIVE]
+    base = [rows("unet_base", level, dataset) for dataset in FIVE]
+    assert decide("keeps_most_of_unet", *ours, *base[:4]).holds is None
+    assert decide("keeps_most_of_unet", *ours[:4], *base).holds is None
+    assert decide("keeps_most_of_unet", *ours, *base).holds is True
+    trial = [each.assign(dice=0.1, epochs=2, run_id="trial") for each in ours]
+    assert decide("keeps_most_of_unet", *ours, *base, *trial).holds is True  # the longest counts
+
+
+def test_a_mean_of_five_is_of_the_papers_recipe(level):
+    def runs(model: str, dice: float, recipe: str = "paper") -> list[pd.DataFrame]:
+        how = {"recipe": recipe, "protocol": "released", "batch_pooled_dice": dice}
+        return [rows(model, level, dataset, **how) for dataset in FIVE]
+
+    right = [*runs("ultraseg_108k", 0.78), *runs("ultraseg_130k", 0.79)]
+    assert decide("mean_of_five", *right).holds is True
+    assert decide("mean_of_five", *right[:9]).holds is None  # 130K lacks one
+    assert decide("mean_of_five", *right, *runs("ultraseg_130k", 0.9, "strong")).holds is True
+    assert decide("mean_of_five", *right[:5], *runs("ultraseg_130k", 0.9)).holds is False
 
 
 def test_runs_that_were_trained_otherwise_are_not_compared(level):
@@ -190,6 +265,14 @@ def test_mixed_training_is_compared_image_by_image(level):
     )  # the longest counts
 
 
+def test_gains_of_mixing_are_compared_on_the_same_seeds(level):
+    single, joint = rows("ultraseg_130k", level), mixed("ultraseg_130k", level + 0.05)
+    luckier = mixed("ultraseg_130k", level + 0.2, seed=5, seeds=1)
+    (gain,) = claims._gains(evidence_of(single, joint, luckier), "ultraseg_130k").values()
+    assert gain.to_numpy() == pytest.approx(np.full((2, IMAGES), 0.05))
+    assert decide("mixed_beats_single", single, luckier).holds is None
+
+
 def test_gains_of_mixing_are_compared_recipe_by_recipe(level):
     noise = np.random.default_rng(1).normal(0, 0.01, IMAGES)
 
@@ -201,7 +284,7 @@ def test_gains_of_mixing_are_compared_recipe_by_recipe(level):
     assert decide("data_helps_small_models_more", *small).holds is None
     finding = decide("data_helps_small_models_more", *small, *runs("unet_base", 0.01, "strong"))
     assert finding.holds is True
-    assert "strong: 0.020" in finding.evidence
+    assert "strong, seeds: 2, 0.020" in finding.evidence
     assert "multiscale" not in finding.evidence
     assert decide("data_helps_small_models_more", *small, *runs("unet_base", 0.05, "strong")).holds is False  # fmt: skip
 
@@ -219,14 +302,28 @@ def test_unseen_datasets_compare_models_that_were_trained_alike(level):
     assert decide("attention_helps_outside", *wide, *other).holds is None
 
 
+def test_the_gaps_of_table_6_are_of_mixed_training(level):
+    def runs(training: str) -> list[pd.DataFrame]:
+        pairs = (("ultraseg_130k", level), ("unet_base", level + 0.3))
+        return [
+            rows(model, dice, training, test_set=name)
+            for model, dice in pairs for name in claims.EXTERNAL
+        ]  # fmt: skip
+
+    assert decide("external_gaps", *runs("kvasir_seg")).holds is None
+    assert decide("external_gaps", *runs("mixed")).holds is False
+
+
 def test_whole_sequences_are_drawn_to_judge_inflation():
     sequences = claims._sequences()
     dice = np.where(sequences["sequence"].astype(int) % 2, 0.9, 0.5)  # frames of a video are alike
     runs = {
-        name: rows("ultraseg_130k", dice, name).assign(image_id=sequences["image_id"])
+        name: rows("ultraseg_130k", dice, name).assign(image_id=[*sequences["image_id"]] * 2)
         for name in ("cvc_clinicdb", "cvc_clinicdb@sequence")
     }
-    few = runs["cvc_clinicdb@sequence"][sequences["sequence"].isin(["2", "3", "4", "6"])]
+    chosen = sequences.loc[sequences["sequence"].isin(["2", "3", "4", "6"]), "image_id"]
+    few = runs["cvc_clinicdb@sequence"]
+    few = few[few["image_id"].isin(chosen)]
     assert decide("sequences_do_not_matter", runs["cvc_clinicdb"], few).holds is None
     flat = [each.assign(dice=0.8) for each in runs.values()]
     both = [each.assign(model=name) for name in claims.OURS for each in flat]
@@ -235,19 +332,37 @@ def test_whole_sequences_are_drawn_to_judge_inflation():
     assert decide("sequences_do_not_matter", flat[0], flat[1].assign(dice=0.5)).holds is False
 
 
-def test_large_polyps_are_judged_by_their_own_frames(level):
-    runs = pd.concat(mixed("ultraseg_130k", level, name) for name in claims.EXTERNAL)
-    runs = runs.assign(area=np.tile(np.arange(1, IMAGES + 1), 2), n_polyps=1)
-    large = runs["area"] > 0.75 * IMAGES
-    lower = runs.assign(dice=runs["dice"] - 0.3 * large)
-    assert decide("large_or_many_are_coarse", lower).holds is True
-    assert decide("large_or_many_are_coarse", lower[lower["test_set"] == "etis_larib"]).holds is None  # fmt: skip
-    higher = runs.assign(dice=runs["dice"] + 0.3 * large)
-    assert decide("large_or_many_are_coarse", higher).holds is False
-    found = decide("large_or_many_are_found", runs)
-    assert found.holds is None  # ten of ten do not show 95 %
-    assert "large (10 frames): 1.000" in found.evidence
-    assert decide("large_or_many_are_found", runs.assign(detected=~large)).holds is False
+def test_hard_frames_are_judged_by_their_own_kind():
+    level = np.random.default_rng(0).uniform(0.5, 0.8, 200)
+    run = pd.concat(mixed("ultraseg_130k", level, name, seeds=1) for name in claims.EXTERNAL)
+    number = np.tile(np.arange(200), 2)
+    run = run.assign(area=number + 1, n_polyps=1 + (number < 40))
+    several, large = run["n_polyps"] > 1, run["area"] > 150
+
+    def verdict(name: str, kind: pd.Series, gain: float, part: int = 400) -> bool | None:
+        return decide(name, run.assign(dice=run["dice"] + gain * kind)[:part]).holds
+
+    assert verdict("several_are_coarse", several, -0.3) is True
+    assert verdict("several_are_coarse", several, -0.3, part=200) is None  # one set of two
+    assert verdict("several_are_coarse", several, 0.1) is False
+    assert verdict("large_are_coarse", large, -0.3) is True
+    assert verdict("large_are_coarse", large, 0.1) is None  # Dice favours large polyps
+    found = decide("large_or_many_are_found", run)
+    assert found.holds is None  # fifty of fifty do not show 95 %
+    assert "large (50 frames): 1.000" in found.evidence
+    missed = run.assign(detected=~large)
+    assert decide("large_or_many_are_found", missed).holds is False
+    longer = run.assign(epochs=99, run_id="longer", recipe="multiscale")
+    assert decide("large_or_many_are_found", missed, longer).holds is None
+
+
+def test_few_frames_of_a_kind_decide_nothing():
+    run = mixed("ultraseg_130k", np.full(100, 0.7), "etis_larib", seeds=1)
+    number = np.arange(100)
+    run = run.assign(n_polyps=1 + (number < 6), detected=number >= 6)
+    found = decide("large_or_many_are_found", run)
+    assert found.holds is None
+    assert "several (6 frames): 0.000" in found.evidence
 
 
 def test_only_a_unet_trained_alike_tells_whether_the_gap_is_size(level):
@@ -329,13 +444,14 @@ def tables() -> dict[str, pd.DataFrame]:
 def test_the_table_changes_by_profile_where_training_decides(tables):
     demo, reference = (tables[name].set_index("id") for name in ("demo", "reference"))
     assert demo.loc["mixed_beats_single", "evidence"].startswith("generated images only")
-    assert (demo["ours"] != reference["ours"]).any()
+    assert (demo["runs"] == "").all()
+    assert (reference["runs"] != "").any()
     counted = ["named_sizes", "two_edbs_have_50k", "independent_frames"]
     assert demo.loc[counted, "ours"].equals(reference.loc[counted, "ours"])
 
 
 def test_the_table_names_the_runs_behind_a_verdict(tables):
-    decided = tables["reference"].set_index("id").loc["gap_is_capacity"]
+    decided = tables["reference"].set_index("id").loc["paper_can_be_reproduced"]
     for name in decided["runs"].split(", "):
         assert (ROOT / "outputs" / "reference" / "runs" / name / "scores.csv").exists()
 

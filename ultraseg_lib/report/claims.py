@@ -1,8 +1,8 @@
 """What the paper claims, what its tables say of it, what our files say of it.
 
 A claim of ``claims.yaml`` is decided by our evidence through its ``compare`` (one model against
-another) or the function below that bears its id; ``printed.py`` decides by the paper's own tables.
-Generated images speak of no patient: Dice on them decides nothing.
+another) or the function that bears its id, below or, for counts, in ``printed.py``, which decides by
+the paper's own tables. Generated images speak of no patient: Dice on them decides nothing.
 """
 
 import json
@@ -33,14 +33,7 @@ from ultraseg_lib.models.ultraseg import EnhancedDilatedBlock
 from ultraseg_lib.notebooks import find_notebooks, number
 from ultraseg_lib.paths import PAPER, ROOT, outputs_dir
 from ultraseg_lib.report import external, printed
-from ultraseg_lib.report.ablation import (
-    DIFFERENCE,
-    SETTING,
-    compare,
-    own_scores,
-    paper_table5,
-    sizes,
-)
+from ultraseg_lib.report.ablation import compare, paper_table5, sizes
 from ultraseg_lib.report.architecture_figures import (
     capture_shapes,
     field_of,
@@ -49,8 +42,17 @@ from ultraseg_lib.report.architecture_figures import (
 )
 from ultraseg_lib.report.benchmark_figures import ENGINES
 from ultraseg_lib.report.figures import PALETTE, dataset_title
-from ultraseg_lib.report.printed import Finding
-from ultraseg_lib.report.tables import GROUP_KEYS, longest_runs, main_table, paper_table3
+from ultraseg_lib.report.printed import Counts, Finding
+from ultraseg_lib.report.tables import (
+    DIFFERENCE,
+    GROUP_KEYS,
+    SETTING,
+    dice_by_seed,
+    longest_runs,
+    main_table,
+    own_scores,
+    paper_table3,
+)
 from ultraseg_lib.statistics import bootstrap_interval
 from ultraseg_lib.training import WEIGHT_COLUMN
 from ultraseg_lib.variants import model_title
@@ -61,7 +63,9 @@ OURS = ("ultraseg_108k", "ultraseg_130k")
 AS_WRITTEN = "ultraseg_108k+edb_as_written"
 IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
-JUDGED = ["name", "dataset", "model", *DIFFERENCE[:3]]  # what `_judge` reads of a table
+SEEDS = 2  # of each model, below which a difference between trainings decides nothing
+FRAMES = 30  # of a kind, below which they decide nothing
+JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table
 
 Check = Callable[["Evidence", dict[str, Any]], Finding]
 CHECKS: dict[str, Check] = {}
@@ -122,10 +126,12 @@ def _parameters() -> dict[str, int]:
 
 
 @cache
-def _counts() -> pd.DataFrame:
-    """Return `ablation.sizes` of the models whose operations a claim speaks of, by name."""
-    names = ("lbunet", "ultraseg_108k_st", "ultraseg_108k", "ultraseg_130k", AS_WRITTEN)
-    return sizes(names).set_index("model")
+def _counts() -> Counts:
+    """Return the parameters of all models, and the operations of those of which a claim speaks."""
+    names = ("lbunet", "ultraseg_108k_st", "ultraseg_108k", "ultraseg_130k")
+    few = sizes(names).set_index("model").rename(model_title)
+    every = pd.Series(_parameters()).rename(model_title)
+    return Counts(every, few["as_paper_flops"], few["macs"])
 
 
 def _read_bench(profile: str) -> tuple[list[dict[str, Any]], str]:
@@ -144,25 +150,6 @@ def _read_bench(profile: str) -> tuple[list[dict[str, Any]], str]:
 
 
 # --- size and speed -------------------------------------------------------------------------------
-
-
-@_decides
-def _share_of_parameters(e: Evidence, stated: dict[str, Any]) -> Finding:
-    share = _parameters()["ultraseg_130k"] / _parameters()["unet_base"]
-    return Finding(round(share, 3) == stated["share"], f"{share:.2%} of UNet-Base")
-
-
-@_decides
-def _named_sizes(e: Evidence, stated: dict[str, Any]) -> Finding:
-    counts = {name: _parameters()[name] for name in OURS}
-    right = all(abs(counts[name] / stated[name] - 1) < 0.01 for name in OURS)
-    return Finding(right, " and ".join(f"{count:,}" for count in counts.values()))
-
-
-@_decides
-def _below_the_limit(e: Evidence, stated: dict[str, Any]) -> Finding:
-    largest = max(_parameters()[name] for name in OURS)
-    return Finding(largest < stated["limit"], f"at most {largest:,}")
 
 
 def _speeds(rows: pd.DataFrame, machine: str) -> str:
@@ -208,25 +195,6 @@ def _limit_from_thirty_fps(e: Evidence, stated: dict[str, Any]) -> Finding:
     return Finding(True if PAPER_CPU in slow else None, slow)
 
 
-@_decides
-def _negligible_parameters(e: Evidence, stated: dict[str, Any]) -> Finding:
-    added = _parameters()["ultraseg_130k"] - _parameters()["ultraseg_108k"]
-    return Finding(added < stated["parameters"], f"{added:,} more")
-
-
-@_decides
-def _student_is_300_times_smaller(e: Evidence, stated: dict[str, Any]) -> Finding:
-    times = [_parameters()["unet_base"] / _parameters()[name] for name in OURS]
-    return Finding(min(times) > stated["times"], " and ".join(f"{t:.0f} times" for t in times))
-
-
-@_decides
-def _flops_do_not_grow(e: Evidence, stated: dict[str, Any]) -> Finding:
-    macs = _counts()["macs"]
-    growth = macs["ultraseg_130k"] / macs["lbunet"] - 1
-    return Finding(bool(growth < stated["growth"]), f"{growth:+.0%}")
-
-
 # --- architecture and targets ---------------------------------------------------------------------
 
 
@@ -236,10 +204,10 @@ def _larger_field(e: Evidence, stated: dict[str, Any]) -> Finding:
     with torch.random.fork_rng(devices=[]):
         for name, seed in [(name, seed) for name in fields for seed in range(3)]:
             torch.manual_seed(seed)
-            fields[name].append(receptive_field(influence_map(create_model(name), images=1)))
+            fields[name].append(receptive_field(influence_map(create_model(name))))
     larger = min(fields["ultraseg_108k"]) > max(fields["lbunet"])
     text = "; ".join(f"{MODELS[n].title} {min(v)} to {max(v)} px" for n, v in fields.items())
-    return Finding(larger, text)
+    return Finding(larger, f"before training: {text}")
 
 
 @_decides_alike
@@ -262,16 +230,8 @@ def _two_edbs_have_50k(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def _edbs_save_flops(e: Evidence, stated: dict[str, Any]) -> Finding:
-    flops = _counts()["as_paper_flops"]
-    saved = flops["ultraseg_108k_st"] - flops["ultraseg_108k"]
-    return Finding(round(saved, -7) == stated["flops"], f"{saved / 1e9:.3f} G")
-
-
-@_decides
 def _edb_is_depthwise(e: Evidence, stated: dict[str, Any]) -> Finding:
-    counts = _counts()["as_paper_parameters"]
-    built, released = counts[AS_WRITTEN], counts["ultraseg_108k"]
+    built, released = sizes((AS_WRITTEN, "ultraseg_108k"))["as_paper_parameters"]
     text = f"{built:,} so built, {released:,} as released, by the paper's count"
     return Finding(bool(abs(built / stated["parameters"] - 1) < 0.01), text)
 
@@ -293,10 +253,8 @@ def _fifty_two_on_the_image(e: Evidence, stated: dict[str, Any]) -> Finding:
 @_decides_alike
 def _agf_upsamples(e: Evidence, stated: dict[str, Any]) -> Finding:
     shapes = capture_shapes(create_model("ultraseg_130k"), IMAGE_SIZE)
-    stage3, stage4, fused = (shapes[name][0] for name in ("encoder3", "encoder4", "agf"))
-    right = stage3[1] < fused[1] and stage4[0] == stated["channels"]
-    text = f"stage 3 has {stage3[1]} px a side, AGF {fused[1]}; stage 4 has {stage4[0]} channels"
-    return Finding(right, text)
+    stage3, fused = (shapes[name][0][1] for name in ("encoder3", "agf"))
+    return Finding(stage3 < fused, f"stage 3 has {stage3} px a side, what AGF puts out {fused}")
 
 
 @_decides
@@ -316,7 +274,7 @@ def _ssa_weight_settles(e: Evidence, stated: dict[str, Any]) -> Finding:
         f"over the last tenth of the epochs it moves by {most:.3f} at most, and ends between"
         f" {min(ends):.2f} and {max(ends):.2f}; a learning rate that falls to 0 settles any weight"
     )
-    return Finding(bool(most < stated["band"]), text, tuple(moved))
+    return Finding(None if most < stated["band"] else False, text, tuple(moved))
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -337,10 +295,10 @@ def _independent_frames(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def _split_is_unbiased(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _split_keeps_sequences_whole(e: Evidence, stated: dict[str, Any]) -> Finding:
     parts = splits.read_split(splits.split_path("cvc_clinicdb", "random"))
-    cut = audit.cut_sequences(_sequences(), parts)
-    return Finding(cut.empty, f"{len(cut)} of {_sequences()['sequence'].nunique()} sequences are cut")  # fmt: skip
+    cut, all_of_them = audit.cut_sequences(_sequences(), parts), _sequences()["sequence"].nunique()
+    return Finding(cut.empty, f"{len(cut)} of {all_of_them} sequences are cut")
 
 
 @_decides
@@ -352,9 +310,10 @@ def _sequences_do_not_matter(e: Evidence, stated: dict[str, Any]) -> Finding:
         if min(map(len, parts)):
             change = parts[0]["dice"].mean() - parts[1]["dice"].mean()
             drawn = np.subtract(*(_draw_sequences(part, rng) for part in parts))
-            name = f"{MODELS[key[-1]].title}, {key[0]} {key[1]} e{key[2]}, the Dice falls by"
+            seeds = min(part["seed"].nunique() for part in parts)
+            name = f"{MODELS[key[-1]].title}, {key[0]} {key[1]} e{key[2]}, seeds: {seeds}, the Dice falls by"
             interval = np.quantile(drawn, [0.025, 0.975])
-            rows.append((name, "cvc_clinicdb", key[-1], change, *interval))
+            rows.append((name, "cvc_clinicdb", key[-1], change, *interval, seeds >= SEEDS))
     runs = _runs(scores, "cvc_clinicdb", "cvc_clinicdb@sequence")
     return _judge(e, pd.DataFrame(rows, columns=JUDGED), runs, below=stated["drop"])
 
@@ -390,23 +349,29 @@ def _judge(
 ) -> Finding:
     """Decide "every difference lies between ``above`` and ``below`` and may be as large as ``reach``".
 
-    ``table``: JUDGED, perhaps baseline. Yes if every interval (95 %) lies inside; no if one lies
-    outside, though widened, since of many one may by chance (Bonferroni, by the normal curve).
+    ``table``: JUDGED, perhaps baseline; rows without ``enough`` (seeds or frames) are told and
+    decide nothing. Yes if every interval (95 %) lies inside; no if one lies outside, though widened,
+    since of many one may by chance (Bonferroni, by the normal curve).
     """
     if table.empty:
         return e.nothing
-    wider = stats.norm.ppf(1 - 0.025 / len(table)) / stats.norm.ppf(0.975)
-    low, high = (table["difference"] + wider * (table[end] - table["difference"])
+    enough = table["enough"].astype(bool)
+    judged, rest = table[enough], table[~enough]
+    if judged.empty:
+        return Finding(None, f"too little to decide: {_text(rest)}", tuple(runs), _covered(rest))
+    wider = stats.norm.ppf(1 - 0.025 / len(judged)) / stats.norm.ppf(0.975)
+    low, high = (judged["difference"] + wider * (judged[end] - judged["difference"])
                  for end in ("low", "high"))  # fmt: skip
     outside = (high < max(above, reach)) | (low > below)
-    inside = (table["low"] > above) & (table["high"] < below)
+    inside = (judged["low"] > above) & (judged["high"] < below) & (judged["high"] >= reach)
     if outside.any():
-        found = Finding(False, _text(table[outside]))
+        holds, text = False, _text(judged[outside])
     elif inside.all():
-        found = Finding(True, _text(table))
+        holds, text = True, _text(judged)
     else:
-        found = Finding(None, f"undecided: {_text(table[~inside])}")
-    return found._replace(runs=tuple(runs), covers=_covered(table))
+        holds, text = None, f"undecided: {_text(judged[~inside])}"
+    text += f"; too little to decide: {_text(rest)}" if len(rest) else ""
+    return Finding(holds, text, tuple(runs), _covered(judged))
 
 
 def _covered(table: pd.DataFrame) -> frozenset[tuple[str, str]]:
@@ -416,20 +381,26 @@ def _covered(table: pd.DataFrame) -> frozenset[tuple[str, str]]:
 
 
 def _compared(e: Evidence, pairs: Sequence[tuple[str, str]], datasets: Sequence[str]) -> pd.DataFrame:  # fmt: skip
-    """Return `ablation.compare` on some datasets of real images, with a name a row."""
-    table = compare(e.ledger, pairs)
+    """Return `ablation.compare` on some datasets of real images, as `_judge` reads it."""
+    table = _longest(compare(e.ledger, pairs))
     table = table[table["dataset"].str.split("@").str[0].isin(datasets)]
     named = [f"{row.title} − {model_title(row.baseline)}, {dataset_title(row.dataset)}, {row.recipe}"
              f" {row.protocol} e{row.epochs}, seeds: {row.seeds}," for row in table.itertuples()]  # fmt: skip
-    return table.assign(name=named)
+    return table.assign(name=named, enough=table["seeds"] >= SEEDS)
+
+
+def _longest(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep, of comparisons that differ in nothing but epochs, the one of the longest trainings."""
+    alike = ["recipe", "protocol", "dataset", "model", "baseline"]
+    alike += ["tested"] if "tested" in table else []
+    return table.sort_values("epochs", kind="stable").drop_duplicates(alike, keep="last")
 
 
 def _runs_of(scores: pd.DataFrame, table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the runs that a table of comparisons speaks of; ``dataset``: trained on."""
-    sides = [table.rename(columns={side: "model_"}) for side in ("model", "baseline")]
-    wanted = pd.concat([side[[*SETTING, "model_"]] for side in sides]).drop_duplicates()
-    found = scores.merge(wanted.rename(columns={"model_": "model"}), on=[*SETTING, "model"])
-    return tuple(found["run_id"].unique())
+    """Return the runs behind a table of models, perhaps with baselines; ``dataset``: trained on."""
+    sides = [side for side in ("model", "baseline") if side in table]
+    wanted = pd.concat([table[[*SETTING, side]].set_axis(GROUP_KEYS, axis=1) for side in sides])
+    return tuple(scores.merge(wanted.drop_duplicates(), on=GROUP_KEYS)["run_id"].unique())
 
 
 def _compare(
@@ -454,15 +425,16 @@ def _compare(
 
 
 def _mean_over(table: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
-    """Average the rows of a pair and recipe over the datasets where all are there, longest training."""
+    """Average the rows of a pair and recipe over the datasets where all are there."""
     keys, rows = ["title", "model", "baseline", "recipe", "protocol"], []
-    table = table[table["dataset"].isin(datasets)].sort_values("epochs")
-    for key, part in table.drop_duplicates([*keys, "dataset"], keep="last").groupby(keys):
+    for key, part in table[table["dataset"].isin(datasets)].groupby(keys):
         if len(part) == len(datasets):
             mean = part["difference"].mean()
             half = np.sqrt(((part["high"] - part["low"]) ** 2).sum()) / 2 / len(part)
             name = f"{key[0]} − {model_title(key[2])}, mean of {len(part)} datasets, {key[3]} {key[4]}:"
-            rows.append((name, "mean", key[1], mean, mean - half, mean + half))
+            rows.append(
+                (name, "mean", key[1], mean, mean - half, mean + half, part["enough"].all())
+            )
     return pd.DataFrame(rows, columns=JUDGED)
 
 
@@ -470,45 +442,49 @@ def _mean_over(table: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
 
 
 def _levels(e: Evidence) -> pd.DataFrame:
-    """Return the main table of the runs on real images, or no rows."""
+    """Return the main table of the longest runs on real images, or no rows."""
     columns = [*GROUP_KEYS, "dice", "batch_pooled_dice"]
-    return main_table(e.ledger) if len(e.ledger) else pd.DataFrame(columns=columns)
+    return main_table(longest_runs(e.ledger)) if len(e.ledger) else pd.DataFrame(columns=columns)
 
 
-def _over_five(e: Evidence, models: Sequence[str], score: str) -> tuple[pd.DataFrame, frozenset]:
-    """Return the mean over the paper's five datasets, and which dataset and model have runs.
+def _over_five(levels: pd.DataFrame, models: Sequence[str], score: str) -> pd.DataFrame:
+    """Return the mean over the paper's five datasets, where each of them has a run.
 
-    Rows recipe and protocol where every dataset has a run, columns models; the longest training
-    counts.
+    ``levels``: of `_levels`. Rows recipe and protocol, columns models; NaN where a dataset lacks.
     """
-    levels, five = _levels(e), set(paper_table3()["dataset"]) - {"avg"}
-    levels = levels[levels["dataset"].isin(five) & levels["model"].isin(models)]
-    last = levels.sort_values("epochs").groupby(["recipe", "protocol", "model", "dataset"]).tail(1)
-    wide = last.pivot(index=["recipe", "protocol", "model"], columns="dataset", values=score)
-    means = wide.reindex(columns=sorted(five)).mean(axis=1, skipna=False).dropna()
-    return means.unstack("model"), _covered(levels)
+    five = sorted(set(paper_table3()["dataset"]) - {"avg"})
+    wide = levels.pivot(index=["recipe", "protocol", "model"], columns="dataset", values=score)
+    means = wide.reindex(columns=five).mean(axis=1, skipna=False)
+    return means.unstack("model").reindex(columns=[*models])
 
 
 @_decides
 def _keeps_most_of_unet(e: Evidence, stated: dict[str, Any]) -> Finding:
-    means, covers = _over_five(e, ("ultraseg_130k", "unet_base"), "dice")
-    share = means.get("ultraseg_130k", pd.Series()) / means.get("unet_base", pd.Series())
-    if not covers:
+    levels = _levels(e).query("model in ['ultraseg_130k', 'unet_base']")
+    if levels.empty:
         return e.nothing
-    text = "; ".join(f"{' '.join(key)} {value:.1%}" for key, value in share.dropna().items())
-    holds = bool((share.dropna() > stated["share"]).all()) if text else None
-    return Finding(holds, text or "no mean over five datasets", covers=covers)
+    means = _over_five(levels, ("ultraseg_130k", "unet_base"), "dice")
+    share = (means["ultraseg_130k"] / means["unet_base"]).dropna()
+    text = "; ".join(f"{' '.join(key)} {value:.1%}" for key, value in share.items())
+    holds = bool((share > stated["share"]).all()) if text else None
+    return Finding(holds, text or "no mean over five datasets", covers=_covered(levels))
 
 
 @_decides
 def _mean_of_five(e: Evidence, stated: dict[str, Any]) -> Finding:
-    means, covers = _over_five(e, OURS, "batch_pooled_dice")
-    if not covers:
+    levels = _as_the_paper(_levels(e))
+    if levels.empty:
         return e.nothing
-    found = means.stack()
+    found = _over_five(levels, OURS, "batch_pooled_dice").stack().dropna()
     near = [abs(mean - stated[key[-1]]) < 0.02 for key, mean in found.items()]
     text = ", ".join(f"{MODELS[key[-1]].title} {mean:.3f}" for key, mean in found.items())
-    return Finding(all(near) if near else None, text or "no mean over five datasets", covers=covers)
+    holds = all(near) if near else None
+    return Finding(holds, text or "no mean over five datasets", covers=_covered(levels))
+
+
+def _as_the_paper(levels: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of both UltraSegs that were trained and picked as the paper does."""
+    return levels.query("model in @OURS and recipe == 'paper' and protocol == 'released'")
 
 
 @_decides
@@ -527,19 +503,12 @@ def _gap_is_capacity(e: Evidence, stated: dict[str, Any]) -> Finding:
         f" ({row.dice:.3f} per image), printed {base[row.dataset]:.4f}" for row in rows.itertuples()
     )  # fmt: skip
     text = f"UNet-Base is not trained alike; the recipe alone lifts 130K to the level printed for it: {text}"
-    return Finding(None, text, _runs_in(e, rows))
-
-
-def _runs_in(e: Evidence, levels: pd.DataFrame) -> tuple[str, ...]:
-    """Return the runs behind rows of the main table."""
-    return tuple(own_scores(e.ledger).merge(levels[GROUP_KEYS], on=GROUP_KEYS)["run_id"].unique())
+    return Finding(None, text, _runs_of(own_scores(e.ledger), rows))
 
 
 @_decides
 def _paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
-    rows = _levels(e)
-    rows = rows[rows["model"].isin(OURS)]
-    rows = rows[(rows["recipe"] == "paper") & (rows["protocol"] == "released")]
+    rows = _as_the_paper(_levels(e))
     rows = rows.drop(columns="paper_dice", errors="ignore").merge(paper_table5())
     if rows.empty:
         return e.nothing
@@ -548,41 +517,43 @@ def _paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
         f"{row.title}, {dataset_title(row.dataset)}: {row.batch_pooled_dice:.3f}, printed"
         f" {row.paper_dice:.4f}" for row in rows.itertuples()
     )  # fmt: skip
-    return Finding(bool(near.all()), text, _runs_in(e, rows), _covered(rows))
+    return Finding(bool(near.all()), text, _runs_of(own_scores(e.ledger), rows), _covered(rows))
 
 
 # --- more data, other centers, failures -----------------------------------------------------------
 
 
-MIXING = ["recipe", "protocol", "test_set"]  # what is alike in the two trainings of `_mixing`
+MIXING = ["recipe", "protocol", "test_set"]  # what is alike in the two trainings of `_gains`
 
 
-def _gains(e: Evidence, model: str) -> dict[tuple[str, str, str], pd.Series]:
-    """Return what training on the mixed set adds to the Dice of each image, by `MIXING`.
+def _gains(e: Evidence, model: str) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """Return what training on the mixed set adds to the Dice, (seeds, images), by `MIXING`.
 
     Of several lengths of training the longest counts, on either side.
     """
     gains = {}
     scores = longest_runs(e.ledger[e.ledger["model"] == model])
     for keys, part in scores.groupby(MIXING):
-        mixed, single = (
-            part[part["dataset"] == name].groupby("image_id")["dice"].mean()
-            for name in ("mixed", keys[2])
-        )
-        gain = (mixed - single).dropna()
-        if len(gain) > 1:
-            gains[keys] = gain
+        sides = [part[part["dataset"] == name] for name in ("mixed", keys[2])]
+        if min(map(len, sides)):
+            gains[keys] = _in_both(*map(dice_by_seed, sides))
     return gains
 
 
-def _judge_gains(e: Evidence, gains: dict[tuple[str, str, str], pd.Series], *models: str) -> Finding:  # fmt: skip
+def _in_both(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Return a difference on the seeds and the images that both tables have."""
+    return (one - other).dropna(how="all").dropna(axis=1)
+
+
+def _judge_gains(e: Evidence, gains: dict[tuple[str, str, str], pd.DataFrame], *models: str) -> Finding:  # fmt: skip
     """Decide whether the gains of the first of some models, or its lead in gain, lie above 0."""
     title = " − ".join(MODELS[name].title for name in models)
-    rows = [(f"{title}, {dataset_title(keys[2])}, {keys[0]}:", keys[2], models[0],
-             *bootstrap_interval(gain.to_numpy())) for keys, gain in gains.items()]  # fmt: skip
+    rows = [(f"{title}, {dataset_title(keys[2])}, {keys[0]}, seeds: {len(gain)},", keys[2], models[0],
+             *bootstrap_interval(gain.to_numpy()), len(gain) >= SEEDS)
+            for keys, gain in gains.items() if gain.size]  # fmt: skip
     table = pd.DataFrame(rows, columns=JUDGED).assign(baseline=models[-1])
-    runs = _runs(e.ledger[e.ledger["model"].isin(models)], "mixed", *table["dataset"])
-    return _judge(e, table, runs, above=0)
+    used = longest_runs(e.ledger[e.ledger["model"].isin(models)])
+    return _judge(e, table, _runs(used, "mixed", *table["dataset"]), above=0)
 
 
 @_decides
@@ -593,29 +564,30 @@ def _mixed_beats_single(e: Evidence, stated: dict[str, Any]) -> Finding:
 @_decides
 def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Finding:
     small, large = (_gains(e, name) for name in ("ultraseg_130k", "unet_base"))
-    both = {keys: (small[keys] - large[keys]).dropna() for keys in small.keys() & large.keys()}
+    both = {keys: _in_both(small[keys], large[keys]) for keys in small.keys() & large.keys()}
     return _judge_gains(e, both, "ultraseg_130k", "unet_base")
 
 
-def _on_unseen(e: Evidence, pair: tuple[str, str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def _on_unseen(ledger: pd.DataFrame, pair: tuple[str, str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Compare two models, trained alike, on the unseen datasets (then ``dataset``); and their runs."""
-    table = external.compare_models(external.by_tested(e.ledger), [pair])
-    table = table[table["tested"].isin(EXTERNAL)]
-    runs = _runs_of(e.ledger, table.rename(columns={"other": "baseline"}))
-    names = (dataset_title(tested) + ", trained on " + external.training_title(trained) + ":"
-             for tested, trained in zip(table["tested"], table["dataset"], strict=True))  # fmt: skip
-    return table.assign(name=list(names), dataset=table["tested"]), runs
+    table = external.compare_models(external.by_tested(ledger), [pair])
+    table = _longest(table[table["tested"].isin(EXTERNAL)].rename(columns={"other": "baseline"}))
+    names = [f"{dataset_title(row.tested)}, trained on {external.training_title(row.dataset)}, seeds:"
+             f" {row.seeds}," for row in table.itertuples()]  # fmt: skip
+    judged = table.assign(name=names, dataset=table["tested"], enough=table["seeds"] >= SEEDS)
+    return judged, _runs_of(ledger, table)
 
 
 @_decides
 def _attention_helps_outside(e: Evidence, stated: dict[str, Any]) -> Finding:
-    return _judge(e, *_on_unseen(e, ("ultraseg_130k", "ultraseg_108k")), above=0)
+    return _judge(e, *_on_unseen(e.ledger, ("ultraseg_130k", "ultraseg_108k")), above=0)
 
 
 @_decides
 def _external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
-    table, runs = _on_unseen(e, ("unet_base", "ultraseg_130k"))
-    for end in DIFFERENCE[:3]:
+    mixed = e.ledger[e.ledger["dataset"] == "mixed"]
+    table, runs = _on_unseen(mixed, ("unet_base", "ultraseg_130k"))
+    for end in DIFFERENCE:
         table[end] -= table["dataset"].map(stated)
     table["name"] = "more than stated, " + table["name"].astype(str)
     return _judge(e, table, runs, above=-0.01, below=0.01)
@@ -623,39 +595,52 @@ def _external_gaps(e: Evidence, stated: dict[str, Any]) -> Finding:
 
 def _judge_hard(
     e: Evidence,
+    kinds: Sequence[str],
     what: str,
     measure: Callable[[pd.DataFrame, pd.Series], Sequence[float]],
     **bounds: float,
 ) -> Finding:
-    """Decide what section 4.8 says of frames with several polyps, and of the largest quarter.
+    """Decide what section 4.8 says of frames with ``several`` polyps, and of the ``large`` quarter.
 
-    UltraSeg-130K of the mixed set, on the unseen sets. ``measure``: from a kind's frames with all
-    plain ones, and which are of the kind, to a number with its interval; ``what`` names it.
+    UltraSeg-130K of the mixed set, longest training, on the unseen sets. ``measure``: from a kind's
+    frames with all plain ones, and which are of the kind, to a number with its interval; ``what``
+    names it.
     """
     wanted = (
         "model == 'ultraseg_130k' and dataset == 'mixed' and test_set in @EXTERNAL and area > 0"
     )
-    scores = longest_runs(e.ledger.query(wanted))
+    scores = e.ledger.query(wanted)
+    scores = scores[scores["epochs"] == scores["epochs"].max()]
     rows, runs = [], tuple(scores["run_id"].unique())
     for (_, recipe, tested), group in scores.groupby(["run_id", "recipe", "test_set"]):
         several = group["n_polyps"] > 1
         large = ~several & (group["area"] >= group["area"].quantile(0.75))
         for kind, chosen in (("several", several), ("large", large)):
-            if chosen.sum() > 1:
+            if kind in kinds and chosen.sum() > 1:
                 name = f"{dataset_title(tested)}, {recipe}, {kind} ({chosen.sum()} frames):"
                 found = measure(group[chosen | ~(several | large)], chosen)
-                rows.append((name, tested, "ultraseg_130k", *found))
+                rows.append((name, tested, "ultraseg_130k", *found, chosen.sum() >= FRAMES))
     found = _judge(e, pd.DataFrame(rows, columns=JUDGED), runs, **bounds)
     return found._replace(evidence=f"{what}: {found.evidence}") if rows else found
 
 
-@_decides
-def _large_or_many_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
+def _drawn_worse(e: Evidence, kind: str) -> Finding:
     def drop(frames: pd.DataFrame, hard: pd.Series) -> tuple[float, float, float]:
         a, b = frames.loc[hard, "dice"], frames.loc[~hard, "dice"]
         return a.mean() - b.mean(), *stats.ttest_ind(a, b, equal_var=False).confidence_interval()
 
-    return _judge_hard(e, "Dice less that of the other frames", drop, below=0)
+    return _judge_hard(e, [kind], "Dice less that of the other frames", drop, below=0)
+
+
+@_decides
+def _several_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
+    return _drawn_worse(e, "several")
+
+
+@_decides
+def _large_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
+    found = _drawn_worse(e, "large")
+    return found._replace(holds=found.holds or None)  # Dice favours large polyps
 
 
 @_decides
@@ -665,7 +650,8 @@ def _large_or_many_are_found(e: Evidence, stated: dict[str, Any]) -> Finding:
         test = stats.binomtest(int(seen.sum()), len(seen))
         return seen.mean(), *test.proportion_ci(method="wilson")
 
-    return _judge_hard(e, "share of frames found", share, above=stated["share"])
+    kinds = ("several", "large")
+    return _judge_hard(e, kinds, "share of frames found", share, above=stated["share"])
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -705,11 +691,19 @@ def _by_us(claim: dict[str, Any], e: Evidence) -> Finding:
     name, stated = claim["id"], claim["stated"]
     if name in CHECKS:
         found = CHECKS[name](e, stated)
+    elif name in printed.COUNTED:
+        found = printed.COUNTED[name](_counts(), stated)
     elif "compare" in claim:
         found = _compare(e, **claim["compare"])
     else:
         found = printed.CHECKS[name](stated)
     return _so_far(found, claim["needs"]) if found.covers and "needs" in claim else found
+
+
+def _by_paper(claim: dict[str, Any]) -> Finding:
+    if claim["id"] in printed.CHECKS:
+        return printed.CHECKS[claim["id"]](claim["stated"])
+    return printed.compare(**claim["compare"])
 
 
 def _so_far(found: Finding, needs: dict[str, list[str]]) -> Finding:
@@ -728,7 +722,7 @@ def _so_far(found: Finding, needs: dict[str, list[str]]) -> Finding:
 
 def _row(claim: dict[str, Any], evidence: Evidence, files: dict[int, str]) -> dict[str, Any]:
     name = claim["id"]
-    by_paper = printed.CHECKS[name](claim["stated"]) if "printed" in claim else None
+    by_paper = _by_paper(claim) if "printed" in claim else None
     ours = _by_us(claim, evidence)
     return {
         "id": name,

@@ -1,22 +1,24 @@
 """Does the paper agree with itself? The claims of ``claims.yaml`` that its own tables can decide.
 
 A function bears the id of its claim, takes the numbers that the claim states and returns a `Finding`.
+Rules on counts take `Counts`, of the paper or of our models; `compare` decides the rest by Table 3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report.ablation import LADDER, paper_table5
+from ultraseg_lib.variants import model_title
 
 BOTH = ["UltraSeg-108K", "UltraSeg-130K"]
-SINGLE = ["cvc_clinicdb", "kvasir_seg"]  # one center each
 SEVERAL = ["polypdb", "polypgen"]  # several centers or modalities
-UNETS = ["UNet-Base", "UNet-Medium", "UNet-Light", "UNet-Small", "UNet-Tiny"]
 
 
 class Finding(NamedTuple):
@@ -31,13 +33,31 @@ class Finding(NamedTuple):
     covers: frozenset[tuple[str, str]] = frozenset()
 
 
+class Counts(NamedTuple):
+    """What is counted of models, by title: all parameters, FLOPs as the paper counts, multiply-adds."""
+
+    parameters: pd.Series
+    flops: pd.Series
+    macs: pd.Series
+
+
 Check = Callable[[dict[str, Any]], Finding]
+Rule = Callable[[Counts, dict[str, Any]], Finding]
 CHECKS: dict[str, Check] = {}
+COUNTED: dict[str, Rule] = {}
 
 
 def _decides(check: Check) -> Check:
     CHECKS[check.__name__.removeprefix("_")] = check
     return check
+
+
+def _counts(rule: Rule) -> Rule:
+    """Register a rule for any counts, and as a check on the paper's."""
+    name = rule.__name__.removeprefix("_")
+    COUNTED[name] = rule
+    CHECKS[name] = lambda stated: rule(_printed_counts(), stated)
+    return rule
 
 
 @cache
@@ -56,13 +76,15 @@ def _ablation(column: str) -> pd.DataFrame:
     return paper_table5().pivot(index="model", columns="dataset", values=column).loc[list(LADDER)]
 
 
-def _parameters() -> pd.Series:
-    return (printed_table(1)["params_m"] * 1e6).round()
+def _printed_counts() -> Counts:
+    """Return the counts of Table 1; the rung ST is in Table 5 only. It prints no multiply-adds."""
+    flops = pd.concat([printed_table(1)["flops_g"], printed_table(5)["flops_g"][["UltraSeg-108K (ST)"]]])  # fmt: skip
+    return Counts((printed_table(1)["params_m"] * 1e6).round(), 1e9 * flops, 1e9 * flops)
 
 
 def _small(limit: float) -> list[str]:
     """Return the models other than UltraSeg below a number of parameters."""
-    parameters = _parameters()
+    parameters = _printed_counts().parameters
     return [name for name in parameters.index[parameters < limit] if name not in BOTH]
 
 
@@ -71,25 +93,53 @@ def _says(differences: pd.Series) -> str:
     return ", ".join(f"{n} {value:+.4f}" for n, value in zip(names, differences, strict=True))
 
 
-# --- size and speed -------------------------------------------------------------------------------
+# --- counts, of the paper or of our models --------------------------------------------------------
 
 
-@_decides
-def _share_of_parameters(stated: dict[str, Any]) -> Finding:
-    share = _parameters()["UltraSeg-130K"] / _parameters()["UNet-Base"]
-    return Finding(round(share, 3) == stated["share"], f"{share:.2%} of UNet-Base")
+@_counts
+def _share_of_parameters(counts: Counts, stated: dict[str, Any]) -> Finding:
+    share = counts.parameters["UltraSeg-130K"] / counts.parameters["UNet-Base"]
+    return Finding(bool(round(share, 3) == stated["share"]), f"{share:.2%} of UNet-Base")
 
 
-@_decides
-def _named_sizes(stated: dict[str, Any]) -> Finding:
-    found = _parameters()[BOTH].tolist()
-    return Finding(found == list(stated.values()), " and ".join(f"{n / 1e6:.3f} M" for n in found))
+@_counts
+def _named_sizes(counts: Counts, stated: dict[str, Any]) -> Finding:
+    found = counts.parameters[BOTH]
+    near = (found / list(stated.values()) - 1).abs() < 0.01
+    return Finding(bool(near.all()), " and ".join(map("{:,.0f}".format, found)))
 
 
-@_decides
-def _below_the_limit(stated: dict[str, Any]) -> Finding:
-    largest = _parameters()[BOTH].max()
-    return Finding(largest < stated["limit"], f"at most {largest / 1e6:.3f} M")
+@_counts
+def _below_the_limit(counts: Counts, stated: dict[str, Any]) -> Finding:
+    largest = counts.parameters[BOTH].max()
+    return Finding(bool(largest < stated["limit"]), f"at most {largest:,.0f}")
+
+
+@_counts
+def _negligible_parameters(counts: Counts, stated: dict[str, Any]) -> Finding:
+    added = counts.parameters["UltraSeg-130K"] - counts.parameters["UltraSeg-108K"]
+    return Finding(bool(added < stated["parameters"]), f"{added:,.0f} more")
+
+
+@_counts
+def _student_is_300_times_smaller(counts: Counts, stated: dict[str, Any]) -> Finding:
+    times = counts.parameters["UNet-Base"] / counts.parameters[BOTH]
+    return Finding(bool(times.min() > stated["times"]), " and ".join(f"{t:.0f} times" for t in times))  # fmt: skip
+
+
+@_counts
+def _flops_do_not_grow(counts: Counts, stated: dict[str, Any]) -> Finding:
+    growth = counts.macs["UltraSeg-130K"] / counts.macs["LB-UNet"] - 1
+    return Finding(bool(growth < stated["growth"]), f"{growth:+.0%}")
+
+
+@_counts
+def _edbs_save_flops(counts: Counts, stated: dict[str, Any]) -> Finding:
+    saved = counts.flops["UltraSeg-108K (ST)"] - counts.flops["UltraSeg-108K"]
+    return Finding(bool(round(saved, -7) == stated["flops"]), f"{saved / 1e9:.3f} G")
+
+
+# --- speed ----------------------------------------------------------------------------------------
 
 
 def _frames_a_second(stated: dict[str, Any]) -> Finding:
@@ -111,7 +161,7 @@ def _frames_a_second_fit(stated: dict[str, Any]) -> Finding:
 
 @_decides
 def _limit_from_thirty_fps(stated: dict[str, Any]) -> Finding:
-    fps = printed_table(4)["single_fps"][_parameters() >= stated["limit"]]
+    fps = printed_table(4)["single_fps"][_printed_counts().parameters >= stated["limit"]]
     fast = fps[fps >= stated["fps"]]
     return Finding(fast.empty, "fast all the same: " + _fps_of(fast))
 
@@ -122,7 +172,8 @@ def _fps_of(fps: pd.Series) -> str:
 
 @_decides
 def _three_hundred_k_is_real_time(stated: dict[str, Any]) -> Finding:
-    fps = printed_table(4)["single_fps"][_parameters().between(stated["low"], stated["high"])]
+    parameters = _printed_counts().parameters
+    fps = printed_table(4)["single_fps"][parameters.between(stated["low"], stated["high"])]
     return Finding(bool((fps >= stated["fps"]).all()), _fps_of(fps))
 
 
@@ -136,39 +187,27 @@ def _speed_and_dice(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def _edbs_save_flops(stated: dict[str, Any]) -> Finding:
-    flops = 1e9 * printed_table(5)["flops_g"]
-    saved = flops["UltraSeg-108K (ST)"] - flops["UltraSeg-108K (ST+EDB)"]
-    return Finding(round(saved, -7) == stated["flops"], f"{saved / 1e9:.3f} G")
-
-
-@_decides
 def _eq3_is_13(stated: dict[str, Any]) -> Finding:
     field = 1 + 2 * (stated["kernel"] - 1) * sum(stated["dilations"])
     return Finding(field == stated["field"], f"the formula gives {field}")
 
 
-@_decides
-def _negligible_parameters(stated: dict[str, Any]) -> Finding:
-    added = _parameters()["UltraSeg-130K"] - _parameters()["UltraSeg-108K"]
-    return Finding(added < stated["parameters"], f"{added:,.0f} more")
-
-
-@_decides
-def _student_is_300_times_smaller(stated: dict[str, Any]) -> Finding:
-    quotients = _parameters()["UNet-Base"] / _parameters()[BOTH]
-    text = ", ".join(f"{name} {value:.0f} times" for name, value in quotients.items())
-    return Finding(quotients.min() > stated["times"], text)
-
-
-@_decides
-def _flops_do_not_grow(stated: dict[str, Any]) -> Finding:
-    flops = printed_table(1)["flops_g"]
-    growth = flops["UltraSeg-130K"] / flops["LB-UNet"] - 1
-    return Finding(growth < stated["growth"], f"{growth:+.0%}")
-
-
 # --- Dice -----------------------------------------------------------------------------------------
+
+
+def compare(
+    pairs: Sequence[tuple[str, str]],
+    datasets: Sequence[str],
+    mean: bool = False,
+    above: float = -np.inf,
+    below: float = np.inf,
+) -> Finding:
+    """Decide a ``compare`` of the list by Table 3: each difference, or that of the printed means."""
+    titles = {"avg": "mean"} if mean else {name: dataset_title(name) for name in datasets}
+    named = [tuple(map(model_title, pair)) for pair in pairs]
+    lead = pd.Series({f"{a} − {b}, {title}": _dice(name)[a] - _dice(name)[b]
+                      for (a, b), (name, title) in product(named, titles.items())})  # fmt: skip
+    return Finding(bool(lead.between(above, below, "neither").all()), _says(lead))
 
 
 @_decides
@@ -201,12 +240,6 @@ def _clear_margin_everywhere(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
-def _beats_unet_medium(stated: dict[str, Any]) -> Finding:
-    lead = pd.Series({d: _dice(d)["UltraSeg-108K"] - _dice(d)["UNet-Medium"] for d in SINGLE})
-    return Finding(bool((lead > 0).all()), _says(lead))
-
-
-@_decides
 def _significantly_beats_unet_medium(stated: dict[str, Any]) -> Finding:
     lead = pd.Series({d: _dice(d)["UltraSeg-130K"] - _dice(d)["UNet-Medium"] for d in SEVERAL})
     sd = _ablation("paper_sd").loc["ultraseg_130k", SEVERAL]
@@ -214,38 +247,10 @@ def _significantly_beats_unet_medium(stated: dict[str, Any]) -> Finding:
     return Finding(bool((lead > sd).all()), text)
 
 
-def _from_attention(datasets: list[str]) -> pd.Series:
-    return pd.Series({d: _dice(d)["UltraSeg-130K"] - _dice(d)["UltraSeg-108K"] for d in datasets})
-
-
-@_decides
-def _little_loss_on_single_centers(stated: dict[str, Any]) -> Finding:
-    change = _from_attention(SINGLE)
-    return Finding(bool((change >= -stated["margin"]).all()), _says(change))
-
-
-@_decides
-def _gain_on_several_centers(stated: dict[str, Any]) -> Finding:
-    change = _from_attention(SEVERAL)
-    return Finding(bool((change > 0).all()), _says(change))
-
-
 @_decides
 def _beats_lbunet(stated: dict[str, Any]) -> Finding:
     lead = _dice("avg")["UltraSeg-130K"] - _dice("avg")["LB-UNet"]
     return Finding(round(lead, 3) == stated["difference"], f"{lead:+.4f}")
-
-
-@_decides
-def _dice_falls_with_size(stated: dict[str, Any]) -> Finding:
-    means = _dice("avg")[UNETS]
-    return Finding(means.is_monotonic_decreasing, " > ".join(map("{:.4f}".format, means)))
-
-
-@_decides
-def _beats_unet_on_instruments(stated: dict[str, Any]) -> Finding:
-    lead = _dice("kvasir_instrument")[BOTH] - _dice("kvasir_instrument")["UNet-Base"]
-    return Finding(bool((lead > 0).all()), _says(lead))
 
 
 # --- Tables 5 to 7 --------------------------------------------------------------------------------
