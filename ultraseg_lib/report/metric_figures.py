@@ -196,7 +196,7 @@ def plot_models_by_definition(table: pd.DataFrame, title: str) -> Figure:
                       va="center", size="small", color=colour if name in colours else "0.35")  # fmt: skip
         for place, dice in zip(rank.items(), table[name], strict=True):
             box = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": colour, "lw": 2}
-            axes.annotate(f"{dice:.2f}", place, va="center", ha="center", size="x-small", bbox=box,
+            axes.annotate(f"{dice:.2f}", place, va="center", ha="center", size="small", bbox=box,
                           zorder=4)  # fmt: skip
     axes.set(ylabel="rank by “Dice”", yticks=range(1, len(ranks.columns) + 1), title=title)
     axes.invert_yaxis()
