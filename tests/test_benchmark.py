@@ -65,6 +65,7 @@ def test_every_model_of_table_4_is_known():
         (["--backends", "eager:bfloat16"], "precision: eager has no 'bfloat16'"),
         (["--models", "unet_huge"], "unet_huge"),
         (["--threads", "9999"], "threads: found [9999]"),
+        (["--backends", "eagre", "--isas", "avx2"], "backend: unknown 'eagre'"),
         (["--isas", "sse"], "isas: unknown 'sse'; choose from all, avx2"),
         (["--size", "250", "--models", "lbunet"], "nothing can be timed: lbunet by eager"),
     ],
@@ -122,6 +123,15 @@ def test_what_was_timed_is_on_record_after_each_model(monkeypatch, tmp_path):
     kept = json.loads(path.read_text())
     assert [(row["model"], row["speedup"]) for row in kept["rows"]] == [("unet_tiny", 1.0)]
     assert set(kept["protocol"]["weights"]) == {"unet_tiny"}
+
+
+def test_models_that_do_not_fit_the_size_are_left_out(monkeypatch, tmp_path):
+    row = {"backend": "eager", "threads": 1, "isa": "all", "median_ms": 5}
+    monkeypatch.setattr(benchmark, "time_model", lambda name, *_: ([row | {"model": name}], []))
+    words = (["unet_tiny", "lbunet"], ["eager"], [1])
+    result = benchmark.benchmark(tmp_path / "bench.json", *words, size=80)
+    assert [each["model"] for each in result["rows"]] == ["unet_tiny"]
+    assert [line.split()[0] for line in result["left_out"]] == ["lbunet"]
 
 
 def test_limits_reach_the_process_and_leave_this_one_alone(monkeypatch):

@@ -145,6 +145,13 @@ class TestReceptiveField:
         assert torch.equal(first, second)
         assert model.training
 
+    def test_mode_and_hooks_are_restored_after_an_error(self) -> None:
+        model = create_model("ultraseg_130k")
+        with pytest.raises(ValueError, match="multiples of"):
+            count_as_paper(model, size=50)
+        assert model.training
+        assert not any(len(each._forward_hooks) for each in model.modules())
+
     def test_gated_models_see_further_than_the_unet(self, rows) -> None:
         fields = {name: row["receptive_field"] for name, row in rows.items()}
         assert fields["unet_tiny"] < fields["ultraseg_130k"] / 2

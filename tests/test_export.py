@@ -1,6 +1,7 @@
 """The exported files: checked, for any batch, with what a user must know, and right."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,16 @@ def test_metadata_says_what_a_user_must_know(files):
     assert "64x64" in kept["preprocessing"]
     network = openvino.Core().read_model(written["model.xml"])
     assert network.get_rt_info("postprocessing").astype(str) == kept["postprocessing"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a_run/weights.safetensors", "a_run"), ("mine/polyp.safetensors", "polyp.safetensors"),
+     ("weights.safetensors", "weights.safetensors"), (None, "untrained")],
+)  # fmt: skip
+def test_weights_go_by_their_run_or_by_their_own_name(path, name):
+    found = export.describe("ultraseg_130k", 64, path and Path(path))
+    assert found["weights"] == name
 
 
 @pytest.mark.parametrize("name", ["ultraseg_108k", "unet_tiny", "lbunet", "egeunet"])

@@ -95,8 +95,11 @@ def test_boundary_steps_enlarge_one_window(maps):
     assert [axes.images[0].get_array().shape[:2] for axes in steps] == [(32, 32)] + 4 * [(28, 28)]
 
 
-def test_lines_that_end_close_together_have_names_apart():
-    table = pd.DataFrame({"UNet-Tiny": [0.2, 0.700], "UltraSeg-130K": [0.5, 0.701]}, ["a", "b"])
-    texts = mf.plot_models_by_definition(table, "").axes[0].texts
-    names = {text.get_text(): text.xyann[1] for text in texts}
-    assert names["UltraSeg-130K"] - names["UNet-Tiny"] > 0.04
+def test_models_stand_by_rank_and_only_those_that_change_theirs_are_coloured():
+    table = pd.DataFrame({"A": [0.70, 0.60], "B": [0.50, 0.65], "C": [0.20, 0.20]}, ["a", "b"])
+    axes = mf.plot_models_by_definition(table, "").axes[0]
+    lines = dict(zip("ABC", axes.lines, strict=True))
+    assert {name: list(line.get_ydata()) for name, line in lines.items()} == {
+        "A": [1, 2], "B": [2, 1], "C": [3, 3],
+    }  # fmt: skip
+    assert lines["C"].get_color() == "0.6" not in (lines["A"].get_color(), lines["B"].get_color())

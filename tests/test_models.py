@@ -151,7 +151,7 @@ class TestEveryModel:
 class TestRegistry:
     def test_strides_are_stated(self) -> None:
         expected = {"lbunet": 32, "egeunet": 32, "fastscnn": 4}
-        assert {name: row.stride for name, row in MODELS.items()} == {
+        assert {name: row.build.stride for name, row in MODELS.items()} == {
             name: expected.get(name, 16) for name in MODELS
         }
 

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from ultraseg_lib.deploy import plan
-from ultraseg_lib.deploy.backends import cannot_run, load_backend, missing_part, openvino_runner
+from ultraseg_lib.deploy.backends import (
+    cannot_run,
+    load_backend,
+    missing_part,
+    openvino_runner,
+    pytorch_runner,
+)
 from ultraseg_lib.deploy.inference import REWRITES, LogitsOnly, exact_form
 from ultraseg_lib.deploy.timing import Timed, time_in_turns
 from ultraseg_lib.deploy.worker import sample
@@ -76,12 +82,7 @@ def _part_timers(model: nn.Module, size: int) -> dict[str, Callable]:
     if not cannot_run("native", model, size) and not missing_part("native"):
         return {"before": eager, "after": plan.Plan(exact_form(model, size)).time_parts}
     exact = exact_form(model, size)
-
-    def run(image: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return exact(torch.from_numpy(image)).logits.numpy()
-
-    return {"before": eager, "after": _module_parts(exact, run)}
+    return {"before": eager, "after": _module_parts(exact, pytorch_runner(LogitsOnly(exact), 1))}
 
 
 def time_parts(model: nn.Module, image: np.ndarray, repeats: int = 50) -> list[dict[str, Any]]:
@@ -112,23 +113,19 @@ def time_parts(model: nn.Module, image: np.ndarray, repeats: int = 50) -> list[d
 def _steps(model: nn.Module, size: int) -> Iterator[tuple[str, str, Callable]]:
     """Yield each step on the way, its backend, and how to run it; each keeps those before it."""
     yield "all heads, as the paper times it", "eager", load_backend("eager", model, size)
-    main = LogitsOnly(exact_form(model, size, ()))
-
-    def pytorch(network: nn.Module) -> Callable:
-        def run(image: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return network(torch.from_numpy(image)).numpy()
-
-        return run
-
-    yield "main head only", "inference", pytorch(main)
+    main = exact_form(model, size, ())
+    yield "main head only", "inference", pytorch_runner(LogitsOnly(main), 1)
     engine = "inference" if missing_part("openvino") else "openvino"
+
+    def load(network: nn.Module) -> Callable:
+        if engine == "openvino":
+            return openvino_runner(network, size, 1, "float32")
+        return pytorch_runner(LogitsOnly(network), 1)
+
     if engine == "openvino":
-        yield "another engine", engine, openvino_runner(main.model, size, 1, "float32")
+        yield "another engine", engine, load(main)
     for count, name in enumerate(REWRITES, 1):
-        network = exact_form(model, size, tuple(REWRITES)[:count])
-        run = openvino_runner(network, size, 1, "float32") if engine == "openvino" else pytorch(LogitsOnly(network))  # fmt: skip
-        yield name, engine, run
+        yield name, engine, load(exact_form(model, size, tuple(REWRITES)[:count]))
     for backend, precision in ((engine, "bfloat16"), ("native", "float32"), ("native", "bfloat16")):
         if not cannot_run(backend, model, size, 1, precision) and not missing_part(backend):
             run = load_backend(backend, model, size, 1, precision)
@@ -136,7 +133,7 @@ def _steps(model: nn.Module, size: int) -> Iterator[tuple[str, str, Callable]]:
 
 
 def time_rewrites(
-    model: nn.Module, image: np.ndarray, frames: int = 100, seconds: float = 10.0
+    model: nn.Module, image: np.ndarray, frames: int, seconds: float
 ) -> list[dict[str, Any]]:
     """Return step, backend and the spread in ms of each step from the paper's way to our kernels.
 

@@ -109,20 +109,26 @@ def load_backend(
 
 
 def _pytorch(name: str, model: nn.Module, size: int, threads: int) -> Runner:
-    model.eval()
-    network = model if name == "eager" else LogitsOnly(exact_form(model, size))
-    if name == "compiled":
-        network = torch.compile(network)
+    if name == "eager":
+        model.eval()
+        paper = lambda image: model(image, deep_supervision=True).logits  # noqa: E731
+        return pytorch_runner(paper, threads, torch.no_grad)
+    network = LogitsOnly(exact_form(model, size))
+    return pytorch_runner(torch.compile(network) if name == "compiled" else network, threads)
+
+
+def pytorch_runner(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    threads: int,
+    mode: type = torch.inference_mode,
+) -> Runner:
+    """Return the runner of a network from image to logits, both tensors, with PyTorch as it is."""
 
     def run(image: np.ndarray) -> np.ndarray:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        pixels = torch.from_numpy(np.ascontiguousarray(image))
-        if name == "eager":
-            with torch.no_grad():
-                return network(pixels, deep_supervision=True).logits.numpy()
-        with torch.inference_mode():
-            return network(pixels).numpy()
+        with mode():
+            return network(torch.from_numpy(np.ascontiguousarray(image))).numpy()
 
     return run
 

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ultraseg_lib.data.synthetic import generate_frame
+from ultraseg_lib.deploy import native
 from ultraseg_lib.deploy.anatomy import time_parts, time_rewrites
 from ultraseg_lib.deploy.backends import (
     REDUCIBLE,
@@ -103,10 +104,7 @@ def table4_models() -> list[str]:
 
 def instruction_sets() -> list[str]:
     """Return which vector instructions (of FLAGS) the processor has, as Linux names them."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        words = set()
+    words = native.processor().split()
     return [flag for flag in FLAGS if flag in words]
 
 
@@ -117,10 +115,9 @@ def default_backends() -> list[str]:
     return [*names, *(f"{name}:bfloat16" for name in reducible)]
 
 
-def build_model(name: str) -> tuple[nn.Module, Path | None]:
-    """Return a model in evaluation mode and its weights: a reference run's, else none and seed 0."""
-    weights = next(iter(shipped_weights(name).values()), None)
-    return seeded_model(name, weights), weights
+def timed_weights(name: str) -> Path | None:
+    """Return the weights with which a model is timed: a reference run's, else none (then seed 0)."""
+    return next(iter(shipped_weights(name).values()), None)
 
 
 def plan_settings(
@@ -138,7 +135,7 @@ def plan_settings(
             backend, precision = split_words(words)
             setting = Setting(name, backend, precision, count, isa)
             reason = cannot_run(backend, model, size, count, precision, isa)
-            if reason.startswith(("backend", "precision")) and isa == "all":
+            if reason.startswith(("backend", "precision")):
                 raise ValueError(reason)
             if reason:
                 left_out.append(f"{setting.label()}: {reason}")
@@ -200,8 +197,9 @@ def time_model(
     name: str, settings: list[Setting], scene: Scene, frames: int, seconds: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Time one model's rows in turns; return them, and why rows that failed are not among them."""
-    model, weights = build_model(name)
-    with working(settings, weights, scene, logits_in_float64(model, scene.image)) as rows:
+    weights = timed_weights(name)
+    exact = logits_in_float64(seeded_model(name, weights), scene.image)
+    with working(settings, weights, scene, exact) as rows:
         for row in rows:
             if not row.fault:
                 row.plan(frames, seconds)
@@ -254,7 +252,7 @@ def _protocol(size: int, frames: int, seconds: float) -> dict[str, Any]:
 
 
 def _anatomy(image: np.ndarray, frames: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
-    network, _ = build_model(REWRITTEN)
+    network = seeded_model(REWRITTEN, timed_weights(REWRITTEN))
     rewrites = time_rewrites(network, image, frames, seconds)
     return {"parts": time_parts(network, image), "rewrites": rewrites}
 
@@ -284,12 +282,13 @@ def benchmark(
     settings, left_out = plan_settings(models, backends or default_backends(), threads, isas, size)
     result = machine() | {"protocol": _protocol(size, frames, seconds), "rows": []}
     result["left_out"] = left_out
+    models = list(dict.fromkeys(setting.model for setting in settings))  # the others cannot run
     for name in tqdm(models, "models", disable=None, leave=False):
         own = [setting for setting in settings if setting.model == name]
         timed, failed = time_model(name, own, scene, frames, seconds)
         result["rows"] = with_speedup(result["rows"] + timed)
         result["left_out"] += failed
-        weights = build_model(name)[1]
+        weights = timed_weights(name)
         result["protocol"]["weights"][name] = weights.parent.name if weights else "untrained"
         write_json(path, result)
     if REWRITTEN in models and 1 in threads:
@@ -311,16 +310,14 @@ def load_or_run(profile: str, **options: Any) -> dict[str, Any]:
     return benchmark(folder / "bench.json", **options)
 
 
-def agreement(
-    name: str, images: np.ndarray, backends: list[str] | None = None
-) -> list[dict[str, Any]]:
+def agreement(name: str, images: np.ndarray) -> list[dict[str, Any]]:
     """Compare one model's backends on one core with the trained model, image by image.
 
     `images` (N, S, S, 3) uint8. A row a backend: the share of equal mask pixels, mean and worst
     image, and the largest difference of a logit, relative to the image's largest logit.
     """
-    model, _ = build_model(name)
-    names = [each for each in backends or default_backends() if each not in ("eager", "compiled")]
+    model = seeded_model(name, timed_weights(name))
+    names = [each for each in default_backends() if each not in ("eager", "compiled")]
     size = images.shape[1]
     exact = [logits_in_float64(model, _image(pixels)) for pixels in tqdm(images, "exact", disable=None)]  # fmt: skip
     rows = []
@@ -339,16 +336,14 @@ def agreement(
     return rows
 
 
-def agreement_on(
-    dataset: str, models: list[str] | None, size: int, count: int = 200
-) -> list[dict[str, Any]]:
+def agreement_on(dataset: str, models: list[str] | None, size: int) -> list[dict[str, Any]]:
     """Return the `agreement` of every trained model among `models` on a dataset's test images.
 
-    `models` (default: Table 4), the first `count` images at `size` px. Raises ValueError for a
-    dataset that is unknown or not there.
+    `models` (default: Table 4), the first 200 images at `size` px. Raises ValueError for a dataset
+    that is unknown or not there.
     """
     frames = load_frames_of(dataset, load_profile("lite", image_size=size)).part("test")
-    images = np.asarray(frames.images[:count])
+    images = np.asarray(frames.images[:200])
     trained = [name for name in models or table4_models() if shipped_weights(name)]
     return [row | {"dataset": dataset} for name in trained for row in agreement(name, images)]
 

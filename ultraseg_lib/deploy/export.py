@@ -17,12 +17,17 @@ INPUT, OUTPUT = "image", "logits"
 
 
 def describe(name: str, size: int, weights: Path | None) -> dict[str, str]:
-    """Return what a user of the exported file must know, as ONNX and OpenVINO keep it."""
+    """Return what a user of the exported file must know, as ONNX and OpenVINO keep it.
+
+    Weights go by the name of their run's folder, or by their own where they lie in none.
+    """
+    of_a_run = weights and weights.name == "weights.safetensors"
+    trained = weights.parent.name if of_a_run else weights.name if weights else "untrained"
     return {
         "model": name,
         "version": __version__,
         "license": "code: MIT; weights trained on a dataset stand under that dataset's terms",
-        "weights": weights.parent.name if weights else "untrained",
+        "weights": trained or weights.name,  # a bare file name has no folder
         "preprocessing": (
             f"RGB, resized to {size}x{size} (bilinear, aspect ratio not kept), divided by 255, "
             f"float32 (N, 3, {size}, {size})"

@@ -48,11 +48,6 @@ class ModelInfo:
     options: dict[str, Any] = field(default_factory=dict)
     paper_out_channels: int = 1
 
-    @property
-    def stride(self) -> int:
-        """Images must have a height and a width that are multiples of this."""
-        return self.build.stride
-
 
 # UltraSeg without the two attentions of section 3.3, and with a constant EDB weight.
 PLAIN = {"agf": False, "ssa": False, "edb_weight": "fixed"}

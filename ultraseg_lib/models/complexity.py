@@ -5,13 +5,15 @@ of the GSA), GroupNorm and channel norms, and adds some element-wise operations.
 convention, in a few lines, and the full counts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pandas as pd
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 from ultraseg_lib.paths import PAPER
 
@@ -38,10 +40,23 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, size: int = SIZE) -> int:
-    """Multiply-adds of convolutions and products for one image (1, 3, size, size), torch's count."""
+@contextmanager
+def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
+    """Keep a model in evaluation mode for a block; then its mode is back and the hooks are gone."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
+def count_macs(model: nn.Module) -> int:
+    """Multiply-adds of convolutions and products for one 256 x 256 image, torch's count."""
     with FlopCounterMode(display=False) as counter:
-        _infer(model, size)
+        _infer(model, SIZE)
     return counter.get_total_flops() // 2
 
 
@@ -54,9 +69,8 @@ def count_as_paper(model: nn.Module, size: int = SIZE) -> tuple[int, int]:
 
     counted = [module for module in model.modules() if isinstance(module, COUNTED)]
     handles = [module.register_forward_hook(hook) for module in counted]
-    _infer(model, size)
-    for handle in handles:
-        handle.remove()
+    with evaluating(model, *handles):
+        _infer(model, size)
     return sum(count_parameters(module) for module in counted), sum(operations)
 
 
@@ -74,28 +88,24 @@ def _operations_as_paper(module: nn.Module, feature: Tensor, output: Tensor) -> 
 
 def _infer(model: nn.Module, size: int) -> None:
     device = next(model.parameters()).device
-    training = model.training
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, size, size, device=device))
-    model.train(training)
+    with evaluating(model), torch.no_grad():
+        model(torch.zeros(1, 3, size, size, device=device))
 
 
-def influence_map(model: nn.Module, size: int = SIZE, images: int = 2, seed: int = 0) -> Tensor:
+def influence_map(model: nn.Module, size: int = SIZE, images: int = 2) -> Tensor:
     """How much each input pixel moves the logit at the centre: float (size, size), sum 1.
 
-    |d logit(centre) / d pixel|, summed over colours, averaged over `images` of uniform noise drawn
-    with `seed`; eval mode, first output channel. `size` must suit the model's stride.
+    |d logit(centre) / d pixel|, summed over colours, averaged over `images` of uniform noise, the
+    same in every call; eval mode, first output channel. `size` must suit the model's stride.
     """
-    noise = torch.Generator().manual_seed(seed)
-    training = model.training
-    model.eval()
+    noise = torch.Generator().manual_seed(0)
     total = torch.zeros(size, size)
-    for _ in range(images):
-        image = torch.rand(1, 3, size, size, generator=noise).requires_grad_()
-        logit = model(image).logits[0, 0, size // 2, size // 2]
-        (gradient,) = torch.autograd.grad(logit, image)
-        total += gradient[0].abs().sum(dim=0)
-    model.train(training)
+    with evaluating(model):
+        for _ in range(images):
+            image = torch.rand(1, 3, size, size, generator=noise).requires_grad_()
+            logit = model(image).logits[0, 0, size // 2, size // 2]
+            (gradient,) = torch.autograd.grad(logit, image)
+            total += gradient[0].abs().sum(dim=0)
     return total / total.sum()
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from ultraseg_lib.models import MODELS, create_model
-from ultraseg_lib.models.complexity import COUNTED, receptive_field
+from ultraseg_lib.models.complexity import COUNTED, evaluating, receptive_field
 from ultraseg_lib.models.layers import (
     ChannelNorm,
     GatedDecoderStage,
@@ -105,12 +105,8 @@ def record_outputs(
 
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
     handles = [module.register_forward_hook(watch(name)) for name, module in named]
-    training = model.training
-    with torch.no_grad():
-        model.eval()(image)
-    model.train(training)
-    for handle in handles:
-        handle.remove()
+    with evaluating(model, *handles), torch.no_grad():
+        model(image)
     return outputs
 
 
@@ -311,14 +307,14 @@ def without_groupnorm(model: nn.Module) -> nn.Module:
     return model
 
 
-def field_of(block: nn.Module, channels: int, size: int, seed: int = 0) -> np.ndarray:
+def field_of(block: nn.Module, channels: int, size: int) -> np.ndarray:
     """Return the pixels that the centre of `block`'s output depends on: bool (size, size).
 
     The block maps (1, channels, size, size) to (1, C, h, w); it is measured on a copy
-    whose weights are positive, drawn with `seed`: a zero gradient then means "no path" and never
-    "two paths that cancel".
+    whose weights are positive: a zero gradient then means "no path" and never "two paths that
+    cancel".
     """
-    noise = torch.Generator().manual_seed(seed)
+    noise = torch.Generator().manual_seed(0)
     measured = copy.deepcopy(block).double().eval()
     for parameter in measured.parameters():
         nn.init.uniform_(parameter, 0.1, 1.1, generator=noise)

@@ -5,7 +5,6 @@ Every function returns a matplotlib Figure and shows nothing by itself.
 
 import io
 from dataclasses import dataclass
-from itertools import cycle
 
 import cv2
 import matplotlib.pyplot as plt
@@ -181,32 +180,29 @@ def plot_definitions(table: pd.DataFrame, title: str) -> Figure:
 
 
 def plot_models_by_definition(table: pd.DataFrame, title: str) -> Figure:
-    """Show the Dice of several models by definition. Index: definition; a column a model's title.
+    """Show the rank of several models by definition. Index: definition; a column a model's title.
 
-    UltraSegs are orange, others blue; each line has its name at its end.
+    Each mark holds the Dice. The models whose rank changes most, four at most, have a colour.
     """
-    figure, axes = plt.subplots(figsize=(13, 6.8))
-    top = 1.1 * table.max(axis=None)
-    ours = table.columns[table.columns.str.startswith("UltraSeg")]
-    others = table.columns.difference(ours, sort=False)
-    colours = dict(zip(ours, sns.color_palette("YlOrBr", len(ours) + 2)[2:], strict=True))
-    colours |= dict(zip(others, sns.color_palette("PuBu", len(others) + 2)[2:], strict=True))
-    places = _spread(table.iloc[-1], 0.055 * top)
-    for (name, dice), marker in zip(table.items(), cycle("os^Dv*PX<>")):
-        axes.plot(table.index, dice, marker=marker, ms=11, lw=3, color=colours[name])
-        ends = ((len(table) - 0.6, places[name]), (len(table) - 1, dice.iloc[-1]))
-        axes.annotate(name, ends[1], ends[0], va="center", size="small",
-                      arrowprops={"arrowstyle": "-", "color": colours[name], "relpos": (0, 0.5)})  # fmt: skip
-    axes.set(ylabel="“Dice”", ylim=(0, top), title=title)
+    ranks = table.rank(axis=1, ascending=False, method="first")
+    moves = ranks.max() - ranks.min()
+    moving = moves[moves > 0].nlargest(4).index
+    colours = dict(zip(moving, (BLUE, VERMILION, GREEN, "black"), strict=False))
+    figure, axes = plt.subplots(figsize=(14, 2.2 + 0.7 * len(ranks.columns)))
+    for name, rank in ranks.items():
+        colour = colours.get(name, "0.6")
+        axes.plot(rank.index, rank, lw=4, color=colour, zorder=3 if name in colours else 2)
+        axes.annotate(name, (len(rank) - 1, rank.iloc[-1]), (34, 0), textcoords="offset points",
+                      va="center", size="small", color=colour if name in colours else "0.35")  # fmt: skip
+        for place, dice in zip(rank.items(), table[name], strict=True):
+            box = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": colour, "lw": 2}
+            axes.annotate(f"{dice:.2f}", place, va="center", ha="center", size="small", bbox=box,
+                          zorder=4)  # fmt: skip
+    axes.set(ylabel="rank by “Dice”", yticks=range(1, len(ranks.columns) + 1), title=title)
+    axes.invert_yaxis()
+    axes.margins(x=0.06, y=0.12)
     axes.tick_params(axis="x", labelsize="small")
     return figure
-
-
-def _spread(values: pd.Series, gap: float) -> pd.Series:
-    """Move values apart, in their order, until neighbours have a gap; the largest stays."""
-    ordered = values.sort_values(ascending=False)
-    steps = gap * np.arange(len(ordered))
-    return (ordered + steps).cummin() - steps
 
 
 def plot_batch_drift(table: pd.DataFrame, in_list_order: pd.Series, title: str) -> Figure:
