@@ -376,7 +376,7 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     keys = [*GROUP_KEYS, "student", "variant"]
     table = runs.groupby(keys, sort=False)["val_dice"].mean().reset_index()
     pairs = [(name, student) for student in set(wanted["student"]) for name in taught(student)]
-    gains = compare(clean, pairs)[[*GROUP_KEYS, "images", *DIFFERENCE, "p_holm", "finding"]]
+    gains = compare(clean, pairs)[[*GROUP_KEYS, *DIFFERENCE, "p_holm", "finding"]]
     table = table.merge(main_table(clean), on=GROUP_KEYS).merge(gains, "left", GROUP_KEYS)
     table = table.merge(sizes(table["model"])[["model", "parameters"]])
     by = [*SETTING, "student", "variant"]
