@@ -46,6 +46,15 @@ def test_a_difference_that_another_seed_makes_is_no_finding():
     assert ablation.beside_seeds(alone, none)["finding"].tolist() == [True]
 
 
+def test_every_two_seeds_are_the_yardstick():
+    ledger = pd.concat([own("lbunet", np.array(LOW) + 0.1 * seed, seed=seed) for seed in range(3)])
+    chance = ablation.compare_seeds(ledger, ["lbunet"])
+    assert chance["difference"].tolist() == pytest.approx([0.1, 0.2, 0.1])
+    pair = ablation.compare(pd.concat([ledger, own("unet_tiny", LOW)]), [("unet_tiny", "lbunet")])
+    spread = ablation.beside_seeds(pair, chance)["seed_spread"].iloc[0]
+    assert spread == pytest.approx(0.2)
+
+
 def test_the_ladder_shows_every_rung_of_a_setting_with_two_and_says_what_was_not_run():
     rungs = [own("lbunet", HIGH, "kvasir_seg"), own("ultraseg_108k", HIGH, "kvasir_seg")]
     alone = own("lbunet", HIGH, "kvasir_seg", recipe="paper")
@@ -95,6 +104,7 @@ def distilled(outputs) -> pd.DataFrame:
 def test_the_weight_of_eq_6_is_chosen_on_the_validation_part(distilled):
     table = ablation.distillation_table(distilled, "demo", "unet_small")
     assert set(table["variant"]) == {"", "kd10", "kd20", "kd30"}
+    assert set(table["images"]) == {len(LOW)}
     assert set(table["model"]) >= {"unet_small", "ultraseg_108k"}
     row = ablation.choice_table(distilled, table).iloc[0]
     assert (row["chosen"], row["best"]) == ("kd10", "kd30")
@@ -114,6 +124,20 @@ def test_a_seed_that_only_the_plain_student_has_does_not_count(distilled, output
     row = ablation.choice_table(pd.concat([distilled, again]), table).iloc[0]
     assert row["baseline"] == pytest.approx(np.mean(LOW))
     assert set(table["seeds"]) == {1}
+
+
+def test_a_choice_rests_on_the_seeds_of_the_table(distilled, outputs):
+    ledger = [distilled, distilled.assign(seed=1, dice=1 - distilled["dice"])]
+    ledger.append(own("ultraseg_108k+kd_logits", LOW))  # one seed
+    folder = study.parse_run_id("demo", ledger[-1]["run_id"].iloc[0]).folder
+    folder.mkdir(parents=True)
+    pd.DataFrame({"epoch": [1], "val_dice": [0.5]}).to_csv(folder / "history.csv", index=False)
+    table = ablation.distillation_table(pd.concat(ledger), "demo", "unet_small")
+    student = table[table["student"] == "ultraseg_108k"]
+    assert set(student["seeds"]) == {1}
+    row = ablation.choice_table(pd.concat(ledger), table).iloc[0]
+    assert row["baseline"] == pytest.approx(np.mean(LOW))
+    assert row["best_delta"] == pytest.approx(0.1)
 
 
 @pytest.fixture

@@ -264,6 +264,19 @@ def test_each_test_set_has_a_panel_of_its_own(cases):
     assert [each.get_text() for each in drawn[0].axes[1].get_xticklabels()] == ["C9\nn = 60"]
 
 
+def test_small_groups_are_drawn_as_points(cases):
+    scores = failures.long_scores([cases])
+    few = scores["image_id"].isin([f"image_{row}" for row in range(failures.FEW - 1)])
+    grouped = failures.add_group(
+        scores.assign(center=few.map({True: "few", False: "many"})), "center"
+    )
+    axes = failures.plot_dice_by_group(grouped, "center").axes[0]
+    points = [each.get_offsets() for each in axes.collections if len(each.get_offsets())]
+    assert sum(map(len, points)) == few.sum()
+    assert len(axes.patches) == scores["model"].nunique()  # a box each of the large group
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["few\nn = 9", "many\nn = 51"]
+
+
 def test_the_curve_of_reliability_goes_through_the_tables_points(cases):
     table = failures.reliability(cases)
     top = failures.plot_reliability(table, "t").axes[0]

@@ -54,6 +54,36 @@ def test_a_choice_is_compared_on_the_same_images_and_seeds():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["no finding"]
 
 
+def test_one_choice_at_a_time_is_compared():
+    ledger = pd.concat(
+        [
+            own("lbunet", HIGH, recipe="strong", protocol="released"),
+            own("lbunet", LOW, recipe="paper"),
+            own("lbunet", LOW, recipe="paper", epochs=24),
+        ]
+    )
+    assert tables.choices_table(ledger)["label"].tolist() == ["epochs: 24 − 12 (paper, clean)"]
+
+
+def test_both_sides_of_a_pair_are_averaged_on_the_same_seeds():
+    one = pd.concat([own("lbunet", HIGH), own("lbunet", LOW, seed=1).assign(batch_pooled_dice=0.1)])
+    pair = tables.paired(one, own("unet_tiny", LOW).assign(batch_pooled_dice=0.3))
+    assert list(pair) == list(tables.PAIRED)
+    assert (pair["batch_a"], pair["batch_b"]) == pytest.approx((0.5, 0.3))
+    assert (pair["dice_a"], pair["dice_b"]) == pytest.approx((0.6, 0.4))
+
+
+def test_levels_count_a_miss_and_average_seeds():
+    miss = own("lbunet", [0.0, 1.0], seed=1).assign(area=[0.2, 0.0])
+    table = tables.main_table(pd.concat([own("lbunet", [0.4, 1.0]), miss]))
+    row = table.iloc[0]
+    assert (row["seeds"], row["images"], row["dice"]) == (2, 2, pytest.approx(0.6))
+    assert row["dice_sd"] == pytest.approx(0.1 * 2**1.5 / 2)  # of 0.7 and 0.5
+    assert row["miss_rate"] == pytest.approx(1 / 3)  # of the three images with a polyp
+    assert tables.format_main_table(table)["Dice ± sd"].tolist() == ["0.600 ± 0.141"]
+    assert tables.format_main_table(table)["paper"].tolist() == ["–"]
+
+
 def test_two_models_are_compared_on_the_seeds_that_both_have():
     ledger = pd.concat([own("lbunet", HIGH), own("lbunet", LOW, seed=1), own("unet_tiny", LOW)])
     pair = tables.paired_table(ledger).iloc[0]

@@ -4,6 +4,7 @@ A *setting* is recipe, protocol, epochs and dataset.
 """
 
 from collections.abc import Iterable
+from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +24,7 @@ from ultraseg_lib.report.tables import (
     DIFFERENCE,
     GROUP_KEYS,
     SETTING,
+    cells,
     compare_pairs,
     dice_by_seed,
     error_bars,
@@ -74,15 +76,15 @@ def compare(ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFr
 
 
 def compare_seeds(ledger: pd.DataFrame, models: Iterable[str]) -> pd.DataFrame:
-    """Compare the other seeds of models with their first one: what chance in training is worth.
+    """Compare every two seeds of a model, the later less the earlier: what chance in training is worth.
 
     Columns as in `compare`; empty where every model has one seed only.
     """
     own, order, rows = own_scores(ledger), list(models), []
     for keys, runs in own[own["model"].isin(order)].groupby(GROUP_KEYS, sort=False):
-        first, *others = (run.assign(seed=0) for _, run in runs.groupby("seed"))
+        seeds = [run.assign(seed=0) for _, run in runs.groupby("seed")]
         named = dict(zip(GROUP_KEYS, keys, strict=True), baseline=keys[-1])
-        rows += [named | paired(other, first) for other in others]
+        rows += [named | paired(later, earlier) for earlier, later in combinations(seeds, 2)]
     rows.sort(key=lambda row: order.index(row["model"]))
     table = with_findings(rows, [*GROUP_KEYS, "baseline"], SETTING)
     return table.assign(title=table["model"].map(model_title) + ", another seed")
@@ -173,35 +175,27 @@ def format_ladder(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `ladder_table` as text for reading."""
     if table.empty:
         return table
-
-    def cells(*columns: str, form: str, missing: str) -> list[str]:
-        values = table[list(columns)].itertuples(index=False)
-        return [form.format(*row) if row[0] == row[0] else missing for row in values]
-
+    millions, billions = table["as_paper_parameters"] / 1e6, table["as_paper_flops"] / 1e9
+    table = table.assign(gmacs=table["macs"] / 1e9, millions=millions, billions=billions)
     return pd.DataFrame(
         {
             **{key: table[key] for key in SETTING},
             "model": table["title"],
-            "seeds": cells("seeds", form="{:.0f}", missing=""),
-            "Dice": cells("dice", form="{:.3f}", missing="not run"),
-            "95 % interval": cells("dice_low", "dice_high", form="{:.3f} to {:.3f}", missing=""),
-            "Dice per batch of 4": cells("batch_pooled_dice", form="{:.3f}", missing="not run"),
-            "paper": cells("paper_dice", "paper_sd", form="{:.4f} ± {:.4f}", missing="–"),
-            "parameters": table["parameters"].map("{:,}".format),
-            "MACs (G)": (table["macs"] / 1e9).map("{:.3f}".format),
-            "as the paper counts (M, G)": [
-                f"{parameters / 1e6:.3f}, {flops / 1e9:.3f}"
-                for parameters, flops in zip(
-                    table["as_paper_parameters"], table["as_paper_flops"], strict=True
-                )
-            ],
+            "seeds": cells(table, "{:.0f}", "seeds", missing=""),
+            "Dice": cells(table, "{:.3f}", "dice", missing="not run"),
+            "95 % interval": cells(table, "{:.3f} to {:.3f}", "dice_low", "dice_high", missing=""),
+            "Dice per batch of 4": cells(table, "{:.3f}", "batch_pooled_dice", missing="not run"),
+            "paper": cells(table, "{:.4f} ± {:.4f}", "paper_dice", "paper_sd"),
+            "parameters": cells(table, "{:,}", "parameters"),
+            "MACs (G)": cells(table, "{:.3f}", "gmacs"),
+            "as the paper counts (M, G)": cells(table, "{:.3f}, {:.3f}", "millions", "billions"),
         }
     )
 
 
 def plot_ladder(table: pd.DataFrame) -> Figure:
     """Show the ladder of one setting with 95 % intervals, beside the paper's on its five datasets."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), sharex=True, sharey=True)
     rungs = list(LADDER.values())
     ran = table.dropna(subset="dice")
     height = [rungs.index(title) for title in ran["title"]]
@@ -382,7 +376,7 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     keys = [*GROUP_KEYS, "student", "variant"]
     table = runs.groupby(keys, sort=False)["val_dice"].mean().reset_index()
     pairs = [(name, student) for student in set(wanted["student"]) for name in taught(student)]
-    gains = compare(clean, pairs)[[*GROUP_KEYS, "images", *DIFFERENCE, "p_holm", "finding"]]
+    gains = compare(clean, pairs)[[*GROUP_KEYS, *DIFFERENCE, "p_holm", "finding"]]
     table = table.merge(main_table(clean), on=GROUP_KEYS).merge(gains, "left", GROUP_KEYS)
     table = table.merge(sizes(table["model"])[["model", "parameters"]])
     by = [*SETTING, "student", "variant"]
@@ -397,21 +391,21 @@ def choice_table(ledger: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     the validation part, and its test Dice less the baseline's), best and best_delta (the best on
     the test part, as in Table 7), worth (best_delta - chosen_delta), bonus (see `selection_bonus`).
     """
-    rows = []
+    own, rows = own_scores(ledger), []
     features = table[table["variant"].isin(FEATURES)].dropna(subset="difference")
     for keys, group in features.groupby([*SETTING, "student"], sort=False):
-        models = [keys[-1], *group["model"]]
-        same = (ledger[SETTING] == group[SETTING].iloc[0]).all(axis=1) & ledger["model"].isin(
-            models
-        )
-        runs = dict(list(same_seeds(own_scores(ledger[same]), SETTING, "model").groupby("model")))
-        plain, *taught = (dice_by_seed(runs[name]).mean() for name in models)
+        student = keys[-1]
+        here = (own[SETTING] == group[SETTING].iloc[0]).all(axis=1)
+        runs = own[here & own["model"].isin([student, *taught(student)])]
+        # The seeds of `distillation_table`, whose differences these are.
+        runs = dict(list(same_seeds(runs, SETTING, "model").groupby("model")))
+        plain, *others = (dice_by_seed(runs[name]).mean() for name in (student, *group["model"]))
         chosen = group.loc[group["val_dice"].idxmax()]
         best = group.loc[group["difference"].idxmax()]
         worth = best["difference"] - chosen["difference"]
         rows.append((
             *keys, len(group), plain.mean(), chosen["variant"], chosen["difference"],
-            best["variant"], best["difference"], worth, selection_bonus(np.array(taught) - plain.to_numpy()),
+            best["variant"], best["difference"], worth, selection_bonus(np.array(others) - plain.to_numpy()),
         ))  # fmt: skip
     columns = ["weights", "baseline", "chosen", "chosen_delta", "best", "best_delta", "worth"]
     return pd.DataFrame(rows, columns=[*SETTING, "student", *columns, "bonus"])
@@ -421,23 +415,23 @@ def format_choice(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `choice_table` as text for reading."""
 
     def weight(side: str) -> list[str]:
-        pairs = zip(table[side], table[f"{side}_delta"], strict=True)
-        return [f"{VARIANTS[name].title}: {delta:+.3f}" for name, delta in pairs]
+        names = table[side].map(lambda name: VARIANTS[name].title)
+        return cells(table.assign(name=names), "{}: {:+.3f}", "name", f"{side}_delta")
 
     return pd.DataFrame(
         {
             **{key: table[key] for key in SETTING},
             "student": table["student"].map(model_title),
-            "Dice without a teacher": table["baseline"].map("{:.3f}".format),
+            "Dice without a teacher": cells(table, "{:.3f}", "baseline"),
             "chosen on the validation part": weight("chosen"),
             "chosen on the test part": weight("best"),
-            "worth of that choice": table["worth"].map("{:+.4f}".format),
-            "drop on the other half": table["bonus"].map("{:+.4f}".format),
+            "worth of that choice": cells(table, "{:+.4f}", "worth"),
+            "drop on the other half": cells(table, "{:+.4f}", "bonus"),
         }
     )
 
 
-def selection_bonus(values: np.ndarray, draws: int = 2000, seed: int = 0) -> float:
+def selection_bonus(values: np.ndarray) -> float:
     """Return how much a score drops on images on which it was not chosen as the best.
 
     ``values`` (weights, images): Dice of each image. The images are halved at random, the best
@@ -447,8 +441,8 @@ def selection_bonus(values: np.ndarray, draws: int = 2000, seed: int = 0) -> flo
     >>> selection_bonus(np.array([[0.5, 0.5, 0.5, 0.5], [0.4, 0.4, 0.4, 0.4]]))
     0.0
     """
-    images = values.shape[1]
-    ranks = np.random.default_rng(seed).random((draws, images)).argsort(axis=1)
+    draws, images = 2000, values.shape[1]
+    ranks = np.random.default_rng(0).random((draws, images)).argsort(axis=1)
     half = ranks < images // 2
     here = half @ values.T / (images // 2)  # (draws, weights)
     there = ~half @ values.T / (images - images // 2)

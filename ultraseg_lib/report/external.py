@@ -15,15 +15,16 @@ from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
 from ultraseg_lib.report.figures import PALETTE
 from ultraseg_lib.report.tables import (
+    cells,
     compare_pairs,
-    dice_by_seed,
     error_bars,
+    format_levels,
+    levels,
     longest_runs,
     paired,
     same_seeds,
     with_findings,
 )
-from ultraseg_lib.statistics import bootstrap_interval
 from ultraseg_lib.study import WHOLE_TEST_SETS
 from ultraseg_lib.variants import model_title
 
@@ -58,20 +59,10 @@ def training_title(dataset: str) -> str:
 def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
     """Average every model over the images of every test set; ``extra`` columns divide them further.
 
-    ``ledger``: of `by_tested`. Columns: KEYS and ``extra``, title, seeds, images, dice (mean over
-    images and seeds), dice_low and dice_high (95 % bootstrap), batch_pooled_dice, iou, hd95 (px),
-    miss_rate (share of images with a polyp of which no pixel was found).
+    ``ledger``: of `by_tested`. Columns: those of `tables.levels` by KEYS and ``extra``, and title.
     """
-    rows, keys = [], [*KEYS, *extra]
-    for values, group in ledger.groupby(keys, sort=False):
-        dice = dice_by_seed(group)
-        polyps = group[group["area"] > 0]
-        missed = 1 - polyps["detected"].astype(float).mean()
-        means = group[["batch_pooled_dice", "iou", "hd95"]].mean()
-        rows.append((*values, *dice.shape, *bootstrap_interval(dice.to_numpy()), *means, missed))
-    scores = ["dice", "dice_low", "dice_high", "batch_pooled_dice", "iou", "hd95", "miss_rate"]
-    table = pd.DataFrame(rows, columns=[*keys, "seeds", "images", *scores])
-    return table.assign(title=[model_title(name) for name in table["model"]])
+    table = levels(ledger, [*KEYS, *extra])
+    return table.assign(title=table["model"].map(model_title))
 
 
 def paper_table6() -> pd.DataFrame:
@@ -101,26 +92,17 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `score_table` or `joint_table` as text for reading."""
     text = {
         **{key: table[key] for key in ("recipe", "protocol", "epochs")},
-        "trained on": [training_title(name) for name in table["dataset"]],
-        "tested on": [training_title(name) for name in table["tested"]],
+        "trained on": table["dataset"].map(training_title),
+        "tested on": table["tested"].map(training_title),
         **({"center": table["center"]} if "center" in table else {}),
         "model": table["title"],
         "images": table["images"],
-        "Dice": table["dice"].map("{:.3f}".format),
-        "95 % interval": [
-            f"{low:.3f} to {high:.3f}"
-            for low, high in zip(table["dice_low"], table["dice_high"], strict=True)
-        ],
-        "Dice per batch of 4": table["batch_pooled_dice"].map("{:.3f}".format),
-        "HD95 (px)": table["hd95"].map("{:.1f}".format),
-        "missed": table["miss_rate"].map("{:.1%}".format),
+        "Dice": cells(table, "{:.3f}", "dice"),
+        **format_levels(table),
     }
-    for column, name, form in (
-        ("paper_dice", "paper's Dice", "{:.4f}"),
-        ("paper_hd95", "paper's HD95", "{:.2f}"),
-    ):
-        if column in table:
-            text[name] = [form.format(x) if x == x else "–" for x in table[column]]
+    if "paper_dice" in table:
+        text["paper's Dice"] = cells(table, "{:.4f}", "paper_dice")
+        text["paper's HD95"] = cells(table, "{:.2f}", "paper_hd95")
     return pd.DataFrame(text)
 
 
@@ -203,10 +185,6 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def _training_words(row: pd.Series) -> str:
-    return f"recipe {row['recipe']}, {row['protocol']} protocol, {row['epochs']} epochs"
-
-
 def _style(model: str) -> dict[str, Any]:
     colour, marker = STYLES.get(model, ("0.45", "X"))
     return {"color": colour, "marker": marker, "ms": 12, "lw": 3, "capsize": 6}
@@ -257,7 +235,7 @@ def _plot_scores(table: pd.DataFrame, title: str) -> Figure:
 def plot_joint(table: pd.DataFrame) -> Figure:
     """Show `joint_table`: a panel a test set, the paper's Dice as hollow diamonds."""
     trained = ", ".join(figures.dataset_title(name) for name in dict.fromkeys(table["dataset"]))
-    lines = table.assign(setting=table.apply(_training_words, axis=1), label=table["title"])
+    lines = table.assign(setting=table.apply(figures.training_words, axis=1), label=table["title"])
     return _plot_scores(lines, f"trained on {trained}")
 
 
@@ -287,7 +265,7 @@ def plot_centers(table: pd.DataFrame) -> Figure:
             at = [centers.index(center) + shift for center in line["center"]]
             bars = axes.errorbar(line["dice"], at, xerr=error_bars(line), ls="", **_style(model))
             named[line["title"].iloc[0]] = bars
-        axes.set_title(_training_words(part.iloc[0]), loc="left", fontsize="small")
+        axes.set_title(figures.training_words(part.iloc[0]), loc="left", fontsize="small")
         axes.grid(axis="x", color="0.9")
     images = table.groupby("center")["images"].max()
     labels = [f"{center.replace('_', ' ')} ({images[center]} images)" for center in centers]
@@ -318,5 +296,7 @@ def plot_shares(table: pd.DataFrame) -> Figure:
     panels[0, 0].set_ylabel("Dice, mean over images")
     panels[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     trained = figures.dataset_title(table["dataset"].iloc[0].partition("@")[0])
-    figure.suptitle(f"trained on {trained}, {_training_words(table.iloc[0]).rpartition(',')[0]}")
+    figure.suptitle(
+        f"trained on {trained}, {figures.training_words(table.iloc[0]).rpartition(',')[0]}"
+    )
     return figure

@@ -15,13 +15,15 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ultraseg_lib import metrics
 from ultraseg_lib.report.cases import Cases
-from ultraseg_lib.report.figures import PALETTE, dataset_title
+from ultraseg_lib.report.figures import PALETTE, dataset_title, describe
 from ultraseg_lib.report.metric_figures import LEVELS
 from ultraseg_lib.report.overlays import EXTRA, LOST, OVERLAYS, legend_handles
+from ultraseg_lib.report.tables import error_bars
 from ultraseg_lib.statistics import bootstrap_interval
 from ultraseg_lib.study import Profile, Run
 
@@ -30,6 +32,8 @@ FIGURE_MODELS = ("unet_tiny", "lbunet", "ultraseg_108k", "ultraseg_130k")  # the
 LARGE = "unet_base"
 SETTING = ("dataset", "recipe", "protocol", "epochs", "seed")
 SMALL = 0.05  # share of the image below which a polyp counts as small
+SIZE_CLASSES = 5
+FEW = 10  # images: below this points are drawn, a box would say more than they do
 MARKERS = "osD^vP"
 SIDES = LinearSegmentedColormap.from_list("sides", ["#542788", "0.5", "#e08214"])  # inside, outside
 BARS = {"inside": "inside the polyp", "outside": "outside the polyp", "lost": "not found (FN)",
@@ -171,13 +175,31 @@ def figure_title(cases: Cases) -> str:
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def _panel(axes: Axes, cases: Cases, row: int, title: str | None, overlay: str) -> None:
-    """Show one image as it is (title None: with its true outline), or with a run's overlay."""
-    image, mask = cases.frames.images[row], cases.frames.masks[row] > 0
-    prob = np.zeros_like(cases.frames.masks[row]) if title is None else cases.probs(title)[row]
-    axes.imshow(OVERLAYS[overlay](image, prob, HALF, mask))
+def _pages(lines: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:
+    """Return a page of small pictures and its axes (lines, columns)."""
+    size = (2.5 * columns, 2.7 * lines + 1.6)
+    return plt.subplots(lines, columns, figsize=size, squeeze=False, dpi=PICTURE_DPI)
+
+
+def _finish(figure: Figure, overlay: str, title: str) -> Figure:
+    """Give a page its title, and below it what the colours of an overlay mean."""
+    handles = legend_handles(overlay)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.suptitle(title)
+    return figure
+
+
+def _show(axes: Axes, picture: NDArray[np.uint8]) -> None:
+    """Show a picture (H, W, 3), or a mask (H, W), without a frame."""
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
+
+
+def _show_run(axes: Axes, cases: Cases, row: int, title: str, overlay: str = "error map") -> None:
+    """Show an image with a run's overlay."""
+    image, mask = cases.frames.images[row], cases.frames.masks[row] > 0
+    _show(axes, OVERLAYS[overlay](image, cases.probs(title)[row], HALF, mask))
 
 
 def _blank(axes: Axes, words: str = "") -> None:
@@ -186,16 +208,8 @@ def _blank(axes: Axes, words: str = "") -> None:
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
-def _legend(figure: Figure, overlay: str) -> None:
-    handles = legend_handles(overlay)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-
-
-def describe(cases: Cases, row: int) -> str:
-    """Return where an image comes from, in a few words."""
-    record = cases.frames.table.iloc[row]
-    known = [str(record[key]).replace("_", " ") for key in ("center", "modality") if record[key]]
-    return "\n".join(known) or str(record["image_id"])[-10:]
+def _where(cases: Cases, row: int) -> list[str]:
+    return describe(cases.frames.table.iloc[row])
 
 
 def _wrap(title: str) -> str:
@@ -205,81 +219,54 @@ def _wrap(title: str) -> str:
 def show_comparison(cases: Cases, rows: Sequence[int], title: str) -> Figure:
     """Show Fig. 3: a line an image, a column a model, found, wrong and lost pixels tinted."""
     columns = ["input", "truth", *cases.runs]
-    figure, grid = plt.subplots(
-        len(rows),
-        len(columns),
-        figsize=(2.5 * len(columns), 2.65 * len(rows) + 1.6),
-        squeeze=False,
-        dpi=PICTURE_DPI,
-    )
+    figure, grid = _pages(len(rows), len(columns))
     for line, row in zip(grid, rows, strict=True):
-        _panel(line[0], cases, row, None, "image only")
-        line[0].set_ylabel(describe(cases, row), fontsize="small")
-        line[1].imshow(cases.frames.masks[row], cmap="gray", vmin=0, vmax=255)
-        line[1].set(xticks=[], yticks=[])
+        _show(line[0], cases.frames.images[row])
+        line[0].set_ylabel("\n".join(_where(cases, row)), fontsize="small")
+        _show(line[1], cases.frames.masks[row])
         for axes, name in zip(line[2:], cases.runs, strict=True):
-            _panel(axes, cases, row, name, "error map")
+            _show_run(axes, cases, row, name)
             axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
     for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(_wrap(name), fontsize="small")
-    _legend(figure, "error map")
-    figure.suptitle(title)
-    return figure
+    return _finish(figure, "error map", title)
 
 
 def show_failures(
     cases: Cases, picked: dict[str, int | None], titles: Sequence[str], title: str
 ) -> Figure:
     """Show Fig. 5: a column a rule, the image above the error map of each model in ``titles``."""
-    lines = 1 + len(titles)
-    figure, grid = plt.subplots(
-        lines,
-        len(picked),
-        figsize=(2.5 * len(picked), 2.7 * lines + 1.6),
-        squeeze=False,
-        dpi=PICTURE_DPI,
-    )
+    figure, grid = _pages(1 + len(titles), len(picked))
     for column, (rule, row) in zip(grid.T, picked.items(), strict=True):
         column[0].set_title(rule)
         if row is None:
             for axes in column:
                 _blank(axes, "none here" if axes is column[0] else "")
             continue
-        _panel(column[0], cases, row, None, "image only")
+        _show(column[0], cases.frames.images[row])
         for axes, name in zip(column[1:], titles, strict=True):
-            _panel(axes, cases, row, name, "error map")
+            _show_run(axes, cases, row, name)
             axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
     for line, name in zip(grid, ["input", *titles], strict=True):
         line[0].annotate(
             _wrap(name), (-0.08, 0.5), xycoords="axes fraction", rotation=90, ha="right",
             va="center", annotation_clip=False,
         )  # fmt: skip
-    _legend(figure, "error map")
-    figure.suptitle(title)
-    return figure
+    return _finish(figure, "error map", title)
 
 
-def show_worst(cases: Cases, model: str, count: int = 25, columns: int = 5) -> Figure:
-    """Show the images with the lowest Dice of a run, worst first: a page of outlines."""
+def show_worst(cases: Cases, model: str, count: int = 25) -> Figure:
+    """Show the images with the lowest Dice of a run, worst first: a page of outlines, five a line."""
     rows = np.argsort(cases.dice(model), kind="stable")[:count]
-    lines = -(-len(rows) // columns)
-    figure, grid = plt.subplots(
-        lines,
-        columns,
-        figsize=(2.4 * columns, 2.7 * lines + 1.6),
-        squeeze=False,
-        dpi=PICTURE_DPI,
-    )
+    figure, grid = _pages(-(-len(rows) // 5), 5)
     for axes in grid.flat[len(rows) :]:
         _blank(axes)
     for axes, row in zip(grid.flat, rows, strict=False):
-        _panel(axes, cases, row, model, "contour")
-        words = describe(cases, row).replace("\n", ", ")
+        _show_run(axes, cases, row, model, "contour")
+        words = ", ".join(_where(cases, row))
         axes.set_title(f"{cases.dice(model)[row]:.2f}  {words}", fontsize="small")
-    _legend(figure, "contour")
-    figure.suptitle(f"{model}: the {len(rows)} lowest Dice of {len(cases)}\n"
-                    f"{figure_title(cases)}")  # fmt: skip
-    return figure
+    title = f"{model}: the {len(rows)} lowest Dice of {len(cases)}\n{figure_title(cases)}"
+    return _finish(figure, "contour", title)
 
 
 # --- Dice by group and by size ------------------------------------------------------------------
@@ -302,22 +289,23 @@ def add_group(scores: pd.DataFrame, key: str) -> pd.DataFrame:
     return scores.assign(group=name + "\nn = " + count.astype(str))
 
 
+def _levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Average Dice over each group: keys, images, dice, dice_low, dice_high, missed."""
+    rows = []
+    for values, table in scores.groupby([*keys], sort=False):
+        missed = 1 - table.loc[table["area"] > 0, "detected"].astype(float).mean()
+        rows.append((*values, len(table), *bootstrap_interval(table["dice"]), missed))
+    return pd.DataFrame(rows, columns=[*keys, "images", "dice", "dice_low", "dice_high", "missed"])
+
+
 def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
     """Average Dice by test set, group and model.
 
     Columns: test_set, group, model, images, dice, dice_low and dice_high (95 % bootstrap), missed
     (share of the images with a polyp).
     """
-    rows = []
-    for (test_set, group, model), table in grouped.groupby(
-        ["test_set", "group", "model"], sort=False
-    ):
-        polyp = table["area"] > 0
-        missed = (~table.loc[polyp, "detected"].astype(bool)).mean()
-        interval = bootstrap_interval(table["dice"].to_numpy())
-        rows.append((test_set, group.partition("\n")[0], model, len(table), *interval, missed))
-    columns = ["test_set", "group", "model", "images", "dice", "dice_low", "dice_high", "missed"]
-    return pd.DataFrame(rows, columns=columns)
+    table = _levels(grouped, ["test_set", "group", "model"])
+    return table.assign(group=table["group"].str.partition("\n")[0])
 
 
 def _lines_of_panels(groups: dict[str, int], width: int) -> list[list[str]]:
@@ -331,44 +319,46 @@ def _lines_of_panels(groups: dict[str, int], width: int) -> list[list[str]]:
 
 
 def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
-    """Show Fig. 4: the Dice of every image as boxes by group and model, a panel a test set."""
+    """Show Fig. 4: the Dice of every image by group and model, a panel a test set.
+
+    Boxes; points in groups of less than FEW images.
+    """
     models = list(grouped["model"].unique())
-    groups = grouped.groupby("test_set", sort=False)["group"].nunique().to_dict()
+    by_set = grouped.groupby("test_set", sort=False)
+    groups = by_set["group"].nunique().to_dict()
     lines = _lines_of_panels(groups, max(groups.values()))
     inches = max(2.4, 0.55 * len(models))  # of a group
     size = (inches * len(lines[0]) + 4.5, 4.4 * len(lines))
     figure, panels = plt.subplot_mosaic(lines, figsize=size, sharey=True)
-    for name, axes in panels.items():
-        part = grouped[grouped["test_set"] == name]
-        sns.boxplot(
-            part, x="group", y="dice", hue="model", order=sorted(part["group"].unique()), ax=axes,
-            fliersize=3, palette=PALETTE[: len(models)], showmeans=True, legend="full",
-            meanprops={"marker": "D", "mfc": "white", "mec": "black", "ms": 8},
-        )  # fmt: skip
+    style = {"x": "group", "y": "dice", "hue": "model", "hue_order": models, "legend": False,
+             "palette": PALETTE[: len(models)]}  # fmt: skip
+    mean = {"marker": "D", "mfc": "white", "mec": "black", "ms": 8}
+    for name, part in by_set:
+        axes, order = panels[name], sorted(part["group"].unique())
+        few = part.groupby("group")["image_id"].transform("nunique") < FEW
+        sns.boxplot(part[~few], order=order, ax=axes, fliersize=3, showmeans=True, meanprops=mean,
+                    **style)  # fmt: skip
+        sns.stripplot(part[few], order=order, ax=axes, size=9, dodge=True, jitter=False,
+                      linewidth=1, **style)  # fmt: skip
         axes.set(xlabel=key, ylabel="Dice of an image", ylim=(-0.03, 1.03))
         axes.set_title(textwrap.fill(dataset_title(name), 18 * groups[name]))
-        handles, labels = axes.get_legend_handles_labels()
-        axes.get_legend().remove()
-    figure.legend(handles, labels, loc="outside right center", title="white diamond: mean",
-                  fontsize="small", title_fontsize="small")  # fmt: skip
+    handles = [Patch(color=c, label=m) for m, c in zip(models, PALETTE, strict=False)]
+    figure.legend(handles=handles, loc="outside right center", fontsize="small",
+                  title=f"white diamond: mean;\npoints where n < {FEW}", title_fontsize="small")  # fmt: skip
     return figure
 
 
-def dice_by_size(scores: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
+def dice_by_size(scores: pd.DataFrame) -> pd.DataFrame:
     """Average Dice over classes of polyp size with equally many images, in each test set.
 
     ``scores`` as from `long_scores`. Columns: test_set, model, size (median, share of the image),
-    images, dice, dice_low, dice_high (95 % bootstrap).
+    images, dice, dice_low, dice_high (95 % bootstrap), missed (share of the images).
     """
-    polyps = scores[scores["area"] > 0]
-    rank = polyps.groupby(["test_set", "model"])["size"].rank(pct=True)
-    rows = []
-    keys = ["test_set", "model", np.ceil(rank * bins)]
-    for (test_set, model, _), table in polyps.groupby(keys):
-        interval = bootstrap_interval(table["dice"].to_numpy())
-        rows.append((test_set, model, table["size"].median(), len(table), *interval))
-    columns = ["test_set", "model", "size", "images", "dice", "dice_low", "dice_high"]
-    return pd.DataFrame(rows, columns=columns)
+    polyps, keys = scores[scores["area"] > 0], ["test_set", "model"]
+    rank = np.ceil(polyps.groupby(keys)["size"].rank(pct=True) * SIZE_CLASSES)
+    medians = polyps.groupby([*keys, rank.rename("class")])["size"].transform("median")
+    table = _levels(polyps.assign(size=medians), [*keys, "size"])
+    return table.sort_values([*keys, "size"], ignore_index=True)
 
 
 def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str) -> Figure:
@@ -383,9 +373,8 @@ def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str) ->
         axes.plot(points["size"], points["dice"], "o", ms=5, c="0.75", label=f"{model}, an image")
         for place, name in enumerate(scores["model"].unique()):
             line = binned[(binned["model"] == name) & (binned["test_set"] == test_set)]
-            bars = [line["dice"] - line["dice_low"], line["dice_high"] - line["dice"]]
             shifted = line["size"] * 1.03**place  # so that error bars do not hide each other
-            axes.errorbar(shifted, line["dice"], bars, fmt=f"{MARKERS[place % 6]}-", ms=10,
+            axes.errorbar(shifted, line["dice"], error_bars(line), fmt=f"{MARKERS[place % 6]}-", ms=10,
                           lw=3, capsize=4, color=PALETTE[place], label=name)  # fmt: skip
         axes.axvline(SMALL, color="black", lw=1, ls=":")
         axes.text(SMALL, 1.03, "small  ", ha="right", va="top", fontsize="small")
@@ -435,7 +424,7 @@ def show_boundary_errors(cases: Cases, rows: Sequence[int], title: str, limit: f
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color="0.7")
             axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
-        line[0].set_ylabel(describe(cases, row), fontsize="small")
+        line[0].set_ylabel("\n".join(_where(cases, row)), fontsize="small")
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(_wrap(name), fontsize="small")
     figure.colorbar(shown, ax=grid, label="distance to the true boundary (px)\n"

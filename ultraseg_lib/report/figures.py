@@ -61,13 +61,15 @@ def dataset_title(name: str) -> str:
     return f"{title} ({GENERATED})" if name.partition("@")[0] in data.GENERATED else title
 
 
+def training_words(row: pd.Series) -> str:
+    """Return how a row's models were trained: recipe, protocol and epochs."""
+    return f"recipe {row['recipe']}, {row['protocol']} protocol, {row['epochs']} epochs"
+
+
 def setting_title(table: pd.DataFrame) -> str:
     """Return the setting of a table's first row: dataset, recipe, protocol and epochs."""
     row = table.iloc[0]
-    return (
-        f"{dataset_title(row['dataset'])}\nrecipe {row['recipe']}, {row['protocol']} protocol,"
-        f" {row['epochs']} epochs"
-    )
+    return f"{dataset_title(row['dataset'])}\n{training_words(row)}"
 
 
 def _show(axes: Axes, image: np.ndarray, title: str = "", size: str = "medium") -> None:
@@ -83,9 +85,10 @@ def _outline(axes: Axes, mask: np.ndarray, colour: str, style: str = "-") -> Non
         axes.contour(mask, [0.5], colors=colour, linewidths=2, linestyles=style)
 
 
-def _describe(row: pd.Series) -> str:
+def describe(row: pd.Series) -> list[str]:
+    """Return where an image comes from, its center and modality, else the end of its name."""
     words = [str(row[key]).replace("_", " ") for key in ("center", "modality") if row[key]]
-    return ", ".join(words) or str(row["image_id"])
+    return words or [str(row["image_id"])[-10:]]
 
 
 def show_samples(frames: Frames, rows: Sequence[int], columns: int = 4) -> Figure:
@@ -95,8 +98,7 @@ def show_samples(frames: Frames, rows: Sequence[int], columns: int = 4) -> Figur
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, row in zip(grid.flat, rows, strict=False):
-        record = frames.table.iloc[row]
-        _show(axes, frames.images[row], _describe(record))
+        _show(axes, frames.images[row], ", ".join(describe(frames.table.iloc[row])))
         _outline(axes, frames.masks[row] > 0, TRUTH)
     figure.suptitle(dataset_title(frames.table["dataset"].iloc[0]))
     return figure
@@ -160,24 +162,21 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     of a model's parameters. The paper's Dice, where it has one, is a hollow diamond.
     """
     figure, axes = plt.subplots(figsize=(10.5, 6))
-    ordered = sorted(table.itertuples(), key=lambda row: parameters[row.model])
-    x = [parameters[row.model] / 1e6 for row in ordered]
-    for place, row in enumerate(ordered):
-        ours = row.model.startswith("ultraseg")
-        colour = PALETTE[3] if ours else PALETTE[0]
-        bar = [[row.dice - row.dice_low], [row.dice_high - row.dice]]
-        axes.errorbar(x[place], row.dice, bar, fmt="*" if ours else "o", ms=20 if ours else 11,
-                      color=colour, capsize=5)  # fmt: skip
-        above = (
-            place % 2 == 1
-        )  # names alternate, the lower lean away from neighbours: they do not meet
+    table = table.assign(x=table["model"].map(parameters) / 1e6).sort_values("x")
+    for ours, part in table.groupby(table["model"].str.startswith("ultraseg")):
+        fmt, size, colour = ("*", 20, PALETTE[3]) if ours else ("o", 11, PALETTE[0])
+        axes.errorbar(part["x"], part["dice"], error_bars(part), fmt=fmt, ms=size, color=colour,
+                      capsize=5)  # fmt: skip
+        axes.plot(part["x"], part["paper_dice"], "D", ms=11, mfc="none", mec=colour, mew=2)
+    x = table["x"].to_list()
+    for place, row in enumerate(table.itertuples()):
+        # Names alternate, the lower lean away from neighbours: they do not meet.
+        above = place % 2 == 1
         close = [side for side, other in (("right", place + 1), ("left", place - 1))
-                 if 0 <= other < len(x) and 1 / 1.35 < x[other] / x[place] < 1.35]  # fmt: skip
+                 if 0 <= other < len(x) and 1 / 1.35 < x[other] / row.x < 1.35]  # fmt: skip
         end, offset, side = (row.dice_high, 8, "bottom") if above else (row.dice_low, -8, "top")
-        axes.annotate(row.title, (x[place], end), (0, offset), textcoords="offset points",
+        axes.annotate(row.title, (row.x, end), (0, offset), textcoords="offset points",
                       ha=close[0] if close and not above else "center", va=side, size="small")  # fmt: skip
-        if not np.isnan(row.paper_dice):
-            axes.plot(x[place], row.paper_dice, "D", ms=11, mfc="none", mec=colour, mew=2)
     axes.set(
         xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice, mean over images"
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ultraseg_lib import edges, metrics
 from ultraseg_lib.data import Frames
 from ultraseg_lib.report.figures import PALETTE, PRED, TRUTH, _outline, dataset_title
+from ultraseg_lib.study import RELEASED_BATCH
 
 Window = tuple[slice, slice]
 BLUE, ORANGE, GREEN, VERMILION = PALETTE[:4]
@@ -256,19 +257,19 @@ def dice_from_counts(tp: NDArray, fp: NDArray, fn: NDArray) -> NDArray[np.float6
     return np.where(whole > 0, 2 * tp / np.maximum(whole, 1), 1.0)
 
 
-def dice_by_threshold(probs: NDArray[np.uint8], masks: NDArray, batch: int = 4) -> pd.DataFrame:
+def dice_by_threshold(probs: NDArray[np.uint8], masks: NDArray) -> pd.DataFrame:
     """Return the Dice under the four definitions that depend on a threshold.
 
     ``probs`` (N, H, W) uint8, ``masks`` (N, H, W). Index: threshold, 1/256 to 255/256; a column a
     definition.
     """
     tp, fp, fn, tn = (count[1:] for count in count_by_threshold(probs, masks))
-    starts = np.arange(0, tp.shape[1], batch)
+    starts = np.arange(0, tp.shape[1], RELEASED_BATCH)
     per_batch = (np.add.reduceat(count, starts, axis=1) for count in (tp, fp, fn))
     polyp = dice_from_counts(tp, fp, fn).mean(axis=1)
     columns = {
         "per image": polyp,
-        f"per batch of {batch}": dice_from_counts(*per_batch).mean(axis=1),
+        f"per batch of {RELEASED_BATCH}": dice_from_counts(*per_batch).mean(axis=1),
         "all pixels pooled": dice_from_counts(*(count.sum(axis=1) for count in (tp, fp, fn))),
         "polyp and background": (polyp + dice_from_counts(tn, fn, fp).mean(axis=1)) / 2,
     }

@@ -16,7 +16,7 @@ RUN_KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "seed"]
 GROUP_KEYS = RUN_KEYS[:-1]
 SETTING = GROUP_KEYS[:-1]  # only runs of one setting are compared
 DIFFERENCE = ("difference", "low", "high")
-PAIRED = ("seeds", "images", "dice_a", "dice_b", *DIFFERENCE, "p")
+PAIRED = ("seeds", "images", "dice_a", "dice_b", "batch_a", "batch_b", *DIFFERENCE, "p")
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
@@ -58,29 +58,6 @@ def same_seeds(ledger: pd.DataFrame, alike: Sequence[str], compared: str) -> pd.
     return ledger[ledger.groupby([*alike, "seed"])[compared].transform("nunique") == every]
 
 
-def summarize_runs(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Average each run over the images of its own test set: a row a run.
-
-    Columns: the run's settings, images, dice and iou (mean over images), batch_pooled_dice (the
-    released definition), hd95 (px, misses count as the image diagonal), miss_rate (share of images
-    with a polyp of which no pixel was found).
-    """
-    own = own_scores(ledger)
-    missed = (own["area"] > 0) & ~own["detected"].astype(bool)
-    grouped = own.assign(missed=missed, has_polyp=own["area"] > 0).groupby(RUN_KEYS, sort=False)
-    runs = grouped.agg(
-        images=("image_id", "size"),
-        dice=("dice", "mean"),
-        iou=("iou", "mean"),
-        batch_pooled_dice=("batch_pooled_dice", "first"),
-        hd95=("hd95", "mean"),
-        missed=("missed", "sum"),
-        has_polyp=("has_polyp", "sum"),
-    ).reset_index()
-    runs["miss_rate"] = runs.pop("missed") / runs.pop("has_polyp")
-    return runs
-
-
 def dice_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the Dice of one model in one setting as a table (seeds, images)."""
     return scores.pivot(index="seed", columns=["test_set", "image_id"], values="dice")
@@ -89,6 +66,24 @@ def dice_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
 def error_bars(table: pd.DataFrame) -> np.ndarray:
     """Return how far the interval's ends are from the Dice, (2, rows), as matplotlib wants it."""
     return np.array([table["dice"] - table["dice_low"], table["dice_high"] - table["dice"]])
+
+
+def levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Average scores over the images and seeds of each group of ``keys``, in the order of the rows.
+
+    ``scores``: rows of the ledger; a group is one model in one setting. Columns: ``keys``, seeds,
+    images, dice, dice_low and dice_high (95 % bootstrap over seeds and images), batch_pooled_dice
+    (the released definition), iou, hd95 (px, a miss counts as the image diagonal), miss_rate (share
+    of images with a polyp of which no pixel was found, NaN where there is no polyp).
+    """
+    rows = []
+    for values, group in scores.groupby([*keys], sort=False):
+        dice = dice_by_seed(group)
+        means = group[["batch_pooled_dice", "iou", "hd95"]].mean()
+        missed = 1 - group.loc[group["area"] > 0, "detected"].astype(float).mean()
+        rows.append((*values, *dice.shape, *bootstrap_interval(dice), *means, missed))
+    names = ["dice", "dice_low", "dice_high", "batch_pooled_dice", "iou", "hd95", "miss_rate"]
+    return pd.DataFrame(rows, columns=[*keys, "seeds", "images", *names])
 
 
 def paper_table3() -> pd.DataFrame:
@@ -102,31 +97,14 @@ def paper_table3() -> pd.DataFrame:
 def main_table(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return Table 3: Dice of each model on each dataset, beside the paper's where it has one.
 
-    Columns: recipe, protocol, epochs, dataset, model, title, seeds, dice (mean over images and
-    seeds), dice_sd (over seeds, NaN for one), dice_low and dice_high (95 % bootstrap over seeds and
-    images), batch_pooled_dice (compare this one with paper_dice), hd95, miss_rate, paper_dice.
+    Columns: those of `levels` by GROUP_KEYS, dice_sd (over seeds, NaN for one), title, paper_dice
+    (compare batch_pooled_dice with it).
     """
-    runs = summarize_runs(ledger)
     own = own_scores(ledger)
-    intervals = [
-        (*keys, *bootstrap_interval(dice_by_seed(group))[1:])
-        for keys, group in own.groupby(GROUP_KEYS, sort=False)
-    ]
-    bounds = pd.DataFrame(intervals, columns=[*GROUP_KEYS, "dice_low", "dice_high"])
-    table = (
-        runs.groupby(GROUP_KEYS, sort=False)
-        .agg(
-            seeds=("seed", "nunique"),
-            dice=("dice", "mean"),
-            dice_sd=("dice", "std"),
-            batch_pooled_dice=("batch_pooled_dice", "mean"),
-            hd95=("hd95", "mean"),
-            miss_rate=("miss_rate", "mean"),
-        )
-        .reset_index()
-        .merge(bounds, on=GROUP_KEYS)
-    )
-    table["title"] = [model_title(name) for name in table["model"]]
+    by_seed = own.groupby(RUN_KEYS)["dice"].mean()
+    spread = by_seed.groupby(GROUP_KEYS).std().rename("dice_sd").reset_index()
+    table = levels(own, GROUP_KEYS).merge(spread, on=GROUP_KEYS)
+    table["title"] = table["model"].map(model_title)
     table = table.merge(paper_table3(), on=["title", "dataset"], how="left")
     order = ["recipe", "protocol", "dataset", "epochs", "dice"]
     rising = [True, True, True, True, False]  # the best model first
@@ -143,15 +121,17 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     """Compare two trainings image by image on the seeds that both have; empty where they share none.
 
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
-    Keys: PAIRED, where difference is the mean Dice one - other, low and high its 95 % bootstrap
-    interval over images and seeds, p that of the sign-flip test (see `statistics.paired_test`).
+    Keys: PAIRED, where dice and batch (batch_pooled_dice) are means of either side on those seeds,
+    difference is the mean Dice one - other, low and high its 95 % bootstrap interval over images
+    and seeds, p that of the sign-flip test (see `statistics.paired_test`).
     """
     a, b = dice_by_seed(one), dice_by_seed(other)
     seeds = a.index.intersection(b.index)
     if seeds.empty:
         return {}
     a, b = a.loc[seeds].to_numpy(), b.loc[seeds, a.columns].to_numpy()
-    values = (*a.shape, a.mean(), b.mean(), *paired_test(a, b))
+    batch = (x.loc[x["seed"].isin(seeds), "batch_pooled_dice"].mean() for x in (one, other))
+    values = (*a.shape, a.mean(), b.mean(), *batch, *paired_test(a, b))
     return dict(zip(PAIRED, values, strict=True))
 
 
@@ -205,67 +185,79 @@ def paired_table(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def _change(a: Sequence[Any], b: Sequence[Any]) -> dict[str, str]:
-    """Say what differs between two settings (recipe, protocol, epochs), and what does not."""
+    """Say which of recipe, protocol and epochs differs between two settings; empty if several do."""
     sides = list(zip(("recipe", "protocol", "epochs"), a, b, strict=True))
-    changed = {name: f"{name}: {x} − {y}" for name, x, y in sides if x != y}
-    alike = [f"{x} epochs" if name == "epochs" else x for name, x, y in sides if x == y]
-    label = "; ".join(changed.values()) + (f" ({', '.join(alike)})" if alike else "")
+    changed = [side for side in sides if side[1] != side[2]]
+    if len(changed) > 1:
+        return {}
+    (name, x, y), *_ = changed
+    alike = [f"{x} epochs" if key == "epochs" else x for key, x, _ in sides if key != name]
     names = ("{}, {}, {} epochs".format(*each) for each in (a, b))
-    return dict(zip("ab", names, strict=True), changed=", ".join(changed), label=label)
+    label = f"{name}: {x} − {y} ({', '.join(alike)})"
+    return dict(zip("ab", names, strict=True), changed=name, label=label)
 
 
 def choices_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Compare the same model on the same test images under two ways of training or picking the epoch.
+    """Compare the same model on the same test images where one choice of its training differs.
 
-    Columns: dataset, model, title, changed ("recipe", "protocol", "epochs" or several), a and b (the
-    two settings), label (of the change), then those of `with_findings`.
+    Columns: dataset, model, title, changed ("recipe", "protocol" or "epochs"), a and b (the two
+    settings), label (of the change), then those of `with_findings`.
     """
     rows = []
     for (dataset, model), group in own_scores(ledger).groupby(["dataset", "model"], sort=False):
         settings = list(group.groupby(["recipe", "protocol", "epochs"]))
         for (a, one), (b, other) in combinations(reversed(settings), 2):
+            change = _change(a, b)
+            test = paired(one, other) if change else {}
             keys = {"dataset": dataset, "model": model, "title": model_title(model)}
-            test = paired(one, other)
-            rows += [keys | _change(a, b) | test] if test else []
+            rows += [keys | change | test] if test else []
     return with_findings(rows, ["dataset", "model", "title", "changed", "a", "b", "label"])
+
+
+def cells(table: pd.DataFrame, form: str, *columns: str, missing: str = "–") -> list[str]:
+    """Return some columns of a table as one of text; ``missing`` where the first has no value."""
+    rows = table[[*columns]].itertuples(index=False)
+    return [form.format(*row) if row[0] == row[0] else missing for row in rows]
 
 
 def format_findings(table: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of `with_findings` as text for reading, with a verdict."""
-    bounds = zip(table["low"], table["high"], strict=True)
     return pd.DataFrame(
         {
             "seeds": table["seeds"],
-            "images": table["images"].map("{:.0f}".format),
-            "difference in Dice": table["difference"].map("{:+.3f}".format),
-            "95 % interval": [f"{low:+.3f} to {high:+.3f}" for low, high in bounds],
-            "p (Holm)": table["p_holm"].map("{:.3f}".format),
+            "images": cells(table, "{:.0f}", "images"),
+            "difference in Dice": cells(table, "{:+.3f}", "difference"),
+            "95 % interval": cells(table, "{:+.3f} to {:+.3f}", "low", "high"),
+            "p (Holm)": cells(table, "{:.3f}", "p_holm"),
             "verdict": table["finding"].map({True: "differs", False: "no finding"}),
         }
     )
 
 
+def format_levels(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Return columns of `levels` as text for reading, by their titles."""
+    return {
+        "95 % interval": cells(table, "{:.3f} to {:.3f}", "dice_low", "dice_high"),
+        "HD95 (px)": cells(table, "{:.1f}", "hd95"),
+        "missed": cells(table, "{:.1%}", "miss_rate"),
+        "Dice per batch of 4": cells(table, "{:.3f}", "batch_pooled_dice"),
+    }
+
+
 def format_main_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return the main table as text for reading: mean ± sd and the interval in one cell."""
-    spread = [f" ± {sd:.3f}" if sd == sd else "" for sd in table["dice_sd"]]
-    paper = [f"{value:.4f}" if value == value else "–" for value in table["paper_dice"]]
+    spread = cells(table, " ± {:.3f}", "dice_sd", missing="")
     return pd.DataFrame(
         {
-            "recipe": table["recipe"],
-            "protocol": table["protocol"],
-            "epochs": table["epochs"],
-            "dataset": [dataset_title(name) for name in table["dataset"]],
+            **{key: table[key] for key in ("recipe", "protocol", "epochs")},
+            "dataset": table["dataset"].map(dataset_title),
             "model": table["title"],
             "seeds": table["seeds"],
-            "Dice ± sd": [f"{m:.3f}{s}" for m, s in zip(table["dice"], spread, strict=True)],
-            "95 % interval": [
-                f"{low:.3f} to {high:.3f}"
-                for low, high in zip(table["dice_low"], table["dice_high"], strict=True)
+            "Dice ± sd": [
+                a + b for a, b in zip(cells(table, "{:.3f}", "dice"), spread, strict=True)
             ],
-            "HD95 (px)": table["hd95"].map("{:.1f}".format),
-            "missed": table["miss_rate"].map("{:.1%}".format),
-            "Dice per batch of 4": table["batch_pooled_dice"].map("{:.3f}".format),
-            "paper": paper,
+            **format_levels(table),
+            "paper": cells(table, "{:.4f}", "paper_dice"),
         }
     )
 
