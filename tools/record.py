@@ -18,7 +18,6 @@ from ultraseg_lib.variants import build_model, model_title
 from ultraseg_lib.weights import shipped_weights
 
 OURS = ("ultraseg_130k", "ultraseg_108k")
-BATCHED = ["batch_pooled_dice", "paper_dice"]  # both as the released code defines Dice
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
@@ -93,21 +92,20 @@ def leads(ledger: pd.DataFrame) -> str:
     if table.empty:
         return "No two models were trained alike yet."
     table = table.sort_values(["model", "other", "dataset", "tested"], ignore_index=True)
-    levels = external.score_table(ledger).merge(_papers_levels(), "left")
-    sides = [
-        table.assign(model=table[side])[external.KEYS].merge(levels, "left")
-        for side in ("model", "other")
-    ]
-    ahead = sides[0][BATCHED] - sides[1][BATCHED]
-    rows = [
-        [
-            f"{sides[0]['title'][at]} − {sides[1]['title'][at]}",
-            external.training_title(row["dataset"]), dataset_title(row["tested"]), _setting(row),
-            _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
-            *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in ahead.loc[at]),
-        ]
-        for at, row in table.iterrows()
-    ]  # fmt: skip
+    papers = _papers_levels().set_index(["title", "dataset", "tested"])["paper_dice"]
+    rows = []
+    for _, row in table.iterrows():
+        titles = [model_title(row[side]) for side in ("model", "other")]
+        printed = [papers.get((title, row["dataset"], row["tested"])) for title in titles]
+        ahead = (
+            row["batch_a"] - row["batch_b"],
+            None if None in printed else printed[0] - printed[1],
+        )
+        rows.append([
+            " − ".join(titles), external.training_title(row["dataset"]), dataset_title(row["tested"]),
+            _setting(row), _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
+            *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in ahead),
+        ])  # fmt: skip
     head = ["models", "trained on", "tested on", "recipe, epochs, protocol"]
     head += ["Dice per image (95 % interval)", "per batch of 4", "paper, per batch of 4"]
     return markdown_table(head, rows)
@@ -123,7 +121,6 @@ def _papers_levels() -> pd.DataFrame:
 def choices(ledger: pd.DataFrame) -> str:
     """Return what the recipe, the protocol and the epochs are worth: the same model, the same images."""
     table = tables.choices_table(ledger)
-    table = table[~table["changed"].str.contains(",")]  # one change at a time
     if table.empty:
         return "No two such runs are here yet."
     rows = [
