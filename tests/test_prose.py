@@ -7,7 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ultraseg_lib import prose, study
+from tools import prose
+from ultraseg_lib import study
 from ultraseg_lib.__main__ import _parser
 from ultraseg_lib.notebooks import find_notebooks
 from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT
@@ -104,7 +105,7 @@ def test_every_command_can_be_typed(path):
     "path", [*ALL, *TEXTS, ROOT / "docs/results.csv"], ids=lambda p: f"{p.parent.name}/{p.name}"
 )
 def test_generated_prose_is_fresh(path, renewed):
-    advice = f"{path.name} is out of date: python -m ultraseg_lib refresh"
+    advice = f"{path.name} is out of date: python -m tools.prose"
     assert renewed[path] == path.read_text(), advice
 
 
@@ -121,7 +122,7 @@ def test_the_notebooks_lead_from_the_first_to_the_last_and_back():
 
 
 def test_an_unknown_block_lists_the_known():
-    with pytest.raises(ValueError, match="no block 'tabel'; choose from index, notebooks, results"):
+    with pytest.raises(ValueError, match="no block 'tabel'; choose from index, notebooks, findings"):
         prose.fill("<!-- generated: tabel -->\n<!-- end -->")
 
 

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
+from tools import record
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import MIXED, read_split, split_path
 from ultraseg_lib.paths import ROOT
-from ultraseg_lib.report import external, record
+from ultraseg_lib.report import external
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
 
@@ -85,7 +86,7 @@ def test_card_names_data_licence_protocol_scores_and_limits(run):
     assert f"| {own.sum()} | {scores[own]['dice'].mean():.3f} (" in row
     assert "an earlier commit" not in card
     assert ("PolypDB, part of the paper's mixed set" in card) == (run.dataset == "mixed")
-    better = re.search(r"Better weights.*\]\(\.\./(\S+)\)", card)
+    better = re.search(r"(?:Better weights|Weights picked).*\]\(\.\./(\S+)\)", card)
     assert bool(better) == (run.folder / "weights.safetensors" not in shipped_weights(run.model).values())  # fmt: skip
     assert better is None or (run.folder.parent / better[1]).is_file()
 

@@ -359,14 +359,6 @@ def command_teach(args: argparse.Namespace) -> int:
     return 0
 
 
-def command_refresh(args: argparse.Namespace) -> int:
-    """Renew what is generated in prose: links and index of the notebooks, tables of the README."""
-    from ultraseg_lib.prose import refresh
-
-    print("\n".join(f"renewed {path}" for path in refresh()) or "nothing was out of date")
-    return 0
-
-
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs; reads every mask")
     actions = parser.add_subparsers(metavar="action")
@@ -416,7 +408,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(add("predict", command_predict))
     teach = add("teach", command_teach)
     teach.add_argument("--force", action="store_true", help="write over copies that were worked in")
-    add("refresh", command_refresh)
     return parser
 
 

@@ -274,7 +274,7 @@ with torch.inference_mode():
 
 ## Training
 
-Recipe `{recipe}`, {epochs} epochs, seed {seed}, on {train} images. Epoch {best_epoch} is shipped, picked on {picker}. The split: {splits}. {minutes:.0f} minutes on {hardware}, {commits}. To repeat it: `.venv/bin/python -m ultraseg_lib study --profile {profile} --only {run_id} --data DIR`.
+Recipe `{recipe}`, {length}, seed {seed}, on {train} images. Epoch {best_epoch} is shipped, picked on {picker}. The split: {splits}. {minutes:.0f} minutes on {hardware}, {commits}. To repeat it: `.venv/bin/python -m ultraseg_lib study --profile {profile} --only {run_id} --data DIR`.
 
 Trained on, with what is known of each licence; the weights follow it.{absent}
 
@@ -300,13 +300,14 @@ PICKERS = {
 }
 LEAKS = {
     "cvc_clinicdb": "The random split puts frames of one video into training and test: the score on"
-    " the own test part is too high. The run on `cvc_clinicdb@sequence` says by how much.",
+    " the own test part is likely too high. The run on `cvc_clinicdb@sequence` scores lower, on other"
+    " test frames; its six videos are too few to say by how much.",
     "cvc_clinicdb@sequence": "The test part is 121 frames of 6 videos, and the interval draws frames:"
     " it is too narrow. Read the scores on the other datasets.",
     "polypgen": "Frames of one video may stand in the training and the test part: read the scores on"
     " the other datasets.",
     "mixed": "The parts of ClinicDB and PolypGen are drawn frame by frame, so videos stand on both"
-    " sides: the score on the own test part is too high. Read those on the other datasets.",
+    " sides: the score on the own test part is likely too high. Read those on the other datasets.",
 }
 NO_LEAK = "The test part comes from the same hospitals as the training part: read the scores on the other datasets."
 
@@ -333,7 +334,15 @@ def _load_and_better(run: Run) -> tuple[str, str]:
     if shipped is None:
         return load, ""
     better = shipped.parent.name
-    return load, f" Better weights, by the validation part: [{better}](../{better}/MODEL_CARD.md)."
+    how = "Better weights, by" if run.protocol == "clean" else "Weights picked on"
+    return load, f" {how} the validation part: [{better}](../{better}/MODEL_CARD.md)."
+
+
+def _length(run: Run, history: pd.DataFrame) -> str:
+    if len(history) == run.epochs:
+        return f"{run.epochs} epochs"
+    patience = run.training_recipe.patience
+    return f"at most {run.epochs} epochs (stopped after {len(history)}, none of the last {patience} better)"
 
 
 def model_card(run: Run) -> str:
@@ -349,6 +358,7 @@ def model_card(run: Run) -> str:
         parameters=count_parameters(build_model(run.model)),
         size=config["inputs"]["images"]["size"],
         load=load,
+        length=_length(run, history),
         picker=PICKERS[run.protocol].format(images["val"], history["val_dice"][config["best_epoch"]]),
         train=images["train"],
         splits=", ".join(f"`{path.relative_to(ROOT)}`" for path in _split_paths(run.dataset)),
@@ -359,5 +369,5 @@ def model_card(run: Run) -> str:
         scores=_score_rows(scores, run.dataset),
         leak=LEAKS.get(_whole(run.dataset), NO_LEAK),
         alarms=_false_alarms(scores),
-        **{key: config[key] for key in ("recipe", "epochs", "seed", "best_epoch", "minutes", "profile", "run_id")},
+        **{key: config[key] for key in ("recipe", "seed", "best_epoch", "minutes", "profile", "run_id")},
     )  # fmt: skip

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from tools.record import OURS
 from ultraseg_lib import study
 from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import EXTERNAL
@@ -18,7 +19,6 @@ from ultraseg_lib.paths import outputs_dir, whole_file
 from ultraseg_lib.report import external, tables
 from ultraseg_lib.report.benchmark_figures import ENGINES, REAL_TIME
 from ultraseg_lib.report.figures import PALETTE, use_style
-from ultraseg_lib.report.record import OURS
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
 

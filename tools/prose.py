@@ -1,6 +1,7 @@
 """What is generated in prose: links between notebooks, the index, tables of READMEs, model cards.
 
-A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. `refresh` renews all.
+A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. ``python -m tools.prose``
+renews all.
 """
 
 import re
@@ -11,10 +12,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
+from tools import record, summary
 from ultraseg_lib import study
 from ultraseg_lib.notebooks import find_notebooks
 from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT, write_text
-from ultraseg_lib.report import record, summary, tables
+from ultraseg_lib.report import tables
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURE = ROOT / "docs" / "results.png"  # its numbers lie beside it as CSV
@@ -155,3 +157,7 @@ def refresh() -> list[Path]:
     if PICTURE.with_suffix(".csv") in changed:
         summary.write_picture(PICTURE)
     return list(changed)
+
+
+if __name__ == "__main__":
+    print("\n".join(f"renewed {path}" for path in refresh()) or "nothing was out of date")

@@ -1,0 +1,1 @@
+"""What keeps the repository: prose and cards made from the record. No part of the library."""
