@@ -126,5 +126,7 @@ def test_the_notebooks_lead_from_the_first_to_the_last_and_back():
 
 
 def test_an_unknown_block_lists_the_known():
-    with pytest.raises(ValueError, match="no block 'tabel'; choose from index, notebooks, findings"):
+    with pytest.raises(
+        ValueError, match="no block 'tabel'; choose from index, notebooks, findings"
+    ):
         prose.fill("<!-- generated: tabel -->\n<!-- end -->")

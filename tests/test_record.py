@@ -19,7 +19,6 @@ from ultraseg_lib.report import external
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
 
-
 pytestmark = pytest.mark.usefixtures("committed_outputs")
 
 

@@ -8,7 +8,6 @@ from ultraseg_lib.data.splits import committed_hash
 from ultraseg_lib.models import create_model
 from ultraseg_lib.training import predict_probs
 
-
 pytestmark = pytest.mark.usefixtures("committed_outputs")
 
 
