@@ -40,11 +40,15 @@ side_by_side work """
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [("'echo a' 'echo b'", 0, "b\na\n"), ("'echo a; exit 3' 'echo b'", 3, "b\na\n"),
-     ("'echo a' 'exit 4'", 4, "a\n")],
+     ("'echo a' 'exit 4'", 4, "a\n"), ("'echo a' 'echo b'; side_by_side work true true", 0, "b\na\n")],
 )  # fmt: skip
-def test_two_halves_of_a_check_fail_if_either_fails(words, status, said):
-    done = subprocess.run(["bash", "-c", SIDE_BY_SIDE + words], capture_output=True, text=True)
+def test_two_halves_of_a_check_fail_if_either_fails(words, status, said, tmp_path):
+    done = subprocess.run(
+        ["bash", "-c", SIDE_BY_SIDE + words], env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert (done.returncode, done.stdout) == (status, said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_ends_both_halves_of_a_check(tmp_path):
