@@ -276,7 +276,7 @@ def test_a_study_says_first_what_it_will_do(capsys, outputs, monkeypatch):
         return replace(load(*names, **selection), **few)
 
     monkeypatch.setattr(study, "load_profile", tiny)
-    words = ["study", "--models", "unet_tiny", "--seeds", "0", "--epochs", "1", "--jobs", "1"]
+    words = ["study", "--models", "unet_tiny", "--seeds", "0", "--epochs", "1", "--jobs", "2"]
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "1 runs, 0 done" in told
