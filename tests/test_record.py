@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tools import prose, record
+from ultraseg_lib import __main__ as command_line
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import MIXED, read_split, split_path
@@ -148,3 +149,30 @@ def test_readme_says_how_far_the_backends_agree():
     readme = (ROOT / "README.md").read_text()
     assert "all but a few pixels in a million" in readme
     assert "about one pixel in a thousand" in readme
+
+
+def test_repeats_stay_within_the_band_that_the_record_states():
+    repeats = list((ROOT / "outputs/reference/repeats").glob("*/*/scores.csv"))
+    assert repeats
+    for path in repeats:
+        table = study.compare_with_record(path.parent.name, pd.read_csv(path))
+        assert table["images"].sum() == len(pd.read_csv(path))
+        assert table["within"].all()
+
+
+def test_a_repeat_out_of_the_band_is_told():
+    path = next((ROOT / "outputs/reference/repeats").glob("*/*/scores.csv"))
+    again = pd.read_csv(path)
+    worse = again.assign(dice=again["dice"] - 0.03)
+    table = study.compare_with_record(path.parent.name, worse).set_index("test_set")
+    assert not table["within"]["cvc_clinicdb"]  # 0.03 is too much on the own test part
+    assert table["within"]["etis_larib"]  # and allowed elsewhere
+
+
+def test_the_command_that_repeats_a_run_says_how_far_it_is(capsys):
+    """`study --only` on a run that is there already: nothing to train, the verdict is told."""
+    run = study.parse_run_id("reference", "ultraseg_130k-kvasir_seg-strong-clean-e100-s0")
+    command_line._tell_band(run)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == study.read_scores(run)["test_set"].nunique()
+    assert all("+0.000, within the band" in line for line in told)

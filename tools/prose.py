@@ -106,6 +106,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "unseen": lambda: record.unseen_results(study.read_ledger("reference")),
     "leads": lambda: record.leads(study.read_ledger("reference")),
     "choices": lambda: record.choices(study.read_ledger("reference")),
+    "repeats": record.repeats,
     "cells": record.cells_run,
 }
 

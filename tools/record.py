@@ -11,7 +11,7 @@ from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, read_split, split_path
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.models.complexity import count_parameters
-from ultraseg_lib.paths import ROOT
+from ultraseg_lib.paths import ROOT, outputs_dir
 from ultraseg_lib.report import external, tables
 from ultraseg_lib.study import Run
 from ultraseg_lib.variants import build_model, model_title
@@ -135,6 +135,22 @@ def choices(ledger: pd.DataFrame) -> str:
     ]  # fmt: skip
     head = ["dataset", "model", "setting A", "setting B", "Dice A − B (95 % interval)"]
     return markdown_table(head, rows)
+
+
+def repeats() -> str:
+    """Return the runs that were trained a second time, beside the first, on every test set."""
+    rows = []
+    for path in sorted((outputs_dir("reference") / "repeats").glob("*/*/scores.csv")):
+        run_id, how = path.parent.name, path.parent.parent.name
+        for row in study.compare_with_record(run_id, pd.read_csv(path)).itertuples():
+            levels = (f"{row.committed:.3f}", f"{row.again:.3f}", f"{row.difference:+.3f}")
+            rows.append([f"`{run_id}`", how, dataset_title(row.test_set), row.images, *levels])
+    head = ["run", "repeated", "tested on", "images", "Dice per image", "again", "difference"]
+    return (
+        f"**The band:** expect the mean Dice of a run within {study.BAND:g} of the committed one on"
+        f" its own test part, and within {study.BAND_ELSEWHERE:g} on other datasets; the command says"
+        f" at its end how far it is. Measured so far:\n\n{markdown_table(head, rows)}"
+    )
 
 
 def cells_run() -> str:

@@ -216,7 +216,20 @@ def command_study(args: argparse.Namespace) -> int:
     runs = with_teachers(only, profile) or plan_grids(profile, args.grid or GRIDS)
     if args.force:
         forget(only or runs, profile)
-    return int(bool(_train(profile, runs, args.jobs, args.engine)))
+    failures = _train(profile, runs, args.jobs, args.engine)
+    if only and not failures:
+        _tell_band(only[0])
+    return int(bool(failures))
+
+
+def _tell_band(run: "Run") -> None:
+    """Say how far a run is from the committed one of its name, where there is one."""
+    from ultraseg_lib.study import compare_with_record, read_scores
+
+    for row in compare_with_record(run.run_id, read_scores(run)).itertuples():
+        verdict = "within" if row.within else "OUTSIDE"
+        print(f"{row.test_set:<22} Dice {row.again:.3f}, the committed run {row.committed:.3f}:"
+              f" {row.difference:+.3f}, {verdict} the band")  # fmt: skip
 
 
 def command_run(args: argparse.Namespace) -> int:

@@ -525,3 +525,29 @@ def read_ledger(profile: str) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=[*SCORE_COLUMNS, *keys, "batch_pooled_dice"])
     return pd.concat(tables, ignore_index=True)
+
+
+BAND, BAND_ELSEWHERE = (
+    0.02,
+    0.04,
+)  # of a repeat's mean Dice: on its own test part, on other datasets
+
+
+def compare_with_record(run_id: str, again: pd.DataFrame) -> pd.DataFrame:
+    """Compare a run that was done again with the committed run of its name: a row a test set.
+
+    ``again``: its scores. Columns: test_set, images, committed and again (mean Dice per image),
+    difference, within (the band). Empty where the record has no such run.
+    """
+    columns = ["test_set", "images", "committed", "again", "difference", "within"]
+    committed = parse_run_id("reference", run_id)
+    if not committed.is_complete:
+        return pd.DataFrame(columns=columns)
+    own = MIXED if committed.dataset == "mixed" else (committed.dataset,)
+    both = read_scores(committed).merge(again, on=["test_set", "image_id"], validate="1:1")
+    rows = []
+    for test_set, dice in both.groupby("test_set", sort=False)[["dice_x", "dice_y"]]:
+        first, second = dice.mean()
+        within = abs(second - first) <= (BAND if test_set in own else BAND_ELSEWHERE)
+        rows.append((test_set, len(dice), first, second, second - first, within))
+    return pd.DataFrame(rows, columns=columns)
