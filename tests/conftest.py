@@ -1,9 +1,10 @@
 """Shared helpers of the tests: small datasets on disk, and outputs in a folder of the test's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -17,12 +18,33 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    """Close what a test drew."""
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of the generated images, which all tests share."""
+    return tmp_path_factory.mktemp("generated")
+
+
 @pytest.fixture
-def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generated: Path) -> Path:
     """Point ``ULTRASEG_OUTPUTS`` at a folder of this test."""
     folder = tmp_path / "outputs"
+    folder.mkdir()
+    (folder / "generated").symlink_to(generated)
     monkeypatch.setenv("ULTRASEG_OUTPUTS", str(folder))
     return folder
+
+
+@pytest.fixture
+def committed_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the committed record, wherever the user's outputs are."""
+    monkeypatch.delenv("ULTRASEG_OUTPUTS", raising=False)
 
 
 @pytest.fixture

@@ -8,8 +8,12 @@ from ultraseg_lib import metrics, study
 from ultraseg_lib.data import Frames
 from ultraseg_lib.paths import write_json
 from ultraseg_lib.provenance import provenance
+from ultraseg_lib.report.cases import Cases
 from ultraseg_lib.report.failures import plan_comparison
 from ultraseg_lib.study import Profile, Run
+
+A, B = "A", "B"  # the models of made-up cases
+LOW, HIGH = [0.2, 0.4, 0.6, 0.4] * 5, [0.4, 0.6, 0.8, 0.6] * 5
 
 
 def fake_maps(masks: np.ndarray, seed: int) -> np.ndarray:
@@ -23,6 +27,34 @@ def fake_maps(masks: np.ndarray, seed: int) -> np.ndarray:
     empty = np.flatnonzero(~masks.any(axis=(1, 2)))
     maps[empty[:1], 5:15, 5:15] = 250
     return maps.astype(np.uint8)
+
+
+def make_cases(count: int, side: int) -> Cases:
+    """Make cases of two models; every ninth image has no polyp, every fifth has two."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((count, side, side), np.uint8)
+    for row, mask in enumerate(masks):
+        for polyp in range(0 if row % 9 == 4 else 2 if row % 5 == 0 else 1):
+            top = 4 + polyp * side // 2
+            reach = int(rng.integers(side // 10, side // 3))
+            mask[top : top + reach, 6 : 6 + reach] = 255
+    images = np.broadcast_to(masks[..., None] // 2 + 60, (*masks.shape, 3))
+    table = pd.DataFrame(
+        {
+            "dataset": "kvasir_seg",
+            "image_id": [f"image_{row}" for row in range(count)],
+            "center": rng.choice(["C1", "C2"], count),
+            "modality": rng.choice(["WLI", "NBI"], count),
+        }
+    )
+    frames = Frames(images, masks, table)
+    maps = {name: fake_maps(masks, seed) for seed, name in enumerate((A, B))}
+    runs = {
+        name: study.Run("demo", "unet_tiny", "kvasir_seg", "strong", "clean", 1, seed)
+        for seed, name in enumerate(maps)
+    }
+    scores = {n: study.score_frames(runs[n].run_id, "kvasir_seg", frames, maps[n]) for n in maps}
+    return Cases("kvasir_seg", frames, runs, scores, maps.__getitem__)
 
 
 def write_run(run: Run, tests: dict[str, Frames], profile: Profile, seed: int) -> None:

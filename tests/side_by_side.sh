@@ -13,5 +13,6 @@ side_by_side() {
     wait "$second" || status=$?
     wait "$first" || status=$?
     cat "$log"
+    rm -f "$log" # the trap knows the last log alone
     return "$status"
 }

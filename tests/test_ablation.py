@@ -1,19 +1,19 @@
 """Ablation and distillation: pairs, verdicts, learned weights, and the price of choosing on the test part."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from ledgers import own
+from ledgers import HIGH, LOW, own
 from safetensors.torch import load_file, save_file
 
 from ultraseg_lib import study
 from ultraseg_lib.metrics import dice_score
 from ultraseg_lib.report import ablation
 from ultraseg_lib.training import WEIGHT_COLUMN, predict_probs
-
-LOW, HIGH = [0.2, 0.4, 0.6, 0.4] * 5, [0.4, 0.6, 0.8, 0.6] * 5
 
 
 def test_a_model_is_compared_within_its_setting_and_seed():
@@ -140,13 +140,27 @@ def test_a_choice_rests_on_the_seeds_of_the_table(distilled, outputs):
     assert row["best_delta"] == pytest.approx(0.1)
 
 
-@pytest.fixture
-def trained(outputs) -> tuple[study.Run, study.Profile]:
+def tiny_plan() -> study.Profile:
     plan = study.load_profile("demo", models=["ultraseg_130k"], seeds=[0], epochs=2)
-    plan = replace(plan, image_size=32, generated={"count": 40, "seed": 1})
-    run = study.plan_runs(plan)[0]
-    study.run_once(run, plan)
-    return run, plan
+    return replace(plan, image_size=32, generated={"count": 40, "seed": 1})
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory) -> Path:
+    """Give an outputs folder with the run of the plan."""
+    folder, plan = tmp_path_factory.mktemp("outputs"), tiny_plan()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULTRASEG_OUTPUTS", str(folder))
+        study.run_once(study.plan_runs(plan)[0], plan)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, outputs) -> tuple[study.Run, study.Profile]:
+    """Give the run, a copy to change."""
+    shutil.copytree(trained_once / "demo", outputs / "demo")
+    plan = tiny_plan()
+    return study.plan_runs(plan)[0], plan
 
 
 def test_learned_weights_stand_in_the_history_and_in_the_kept_file(trained):

@@ -4,7 +4,6 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from torch import nn
 
 from ultraseg_lib.models import create_model
@@ -22,10 +21,8 @@ mpl.use("Agg")
 
 
 @pytest.fixture(autouse=True)
-def _close_figures():
+def known_weights():
     torch.manual_seed(0)
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

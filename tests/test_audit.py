@@ -1,6 +1,5 @@
 """Near-duplicates are found and others are not; leaks and cut sequences are counted; masks are read."""
 
-import time
 from pathlib import Path
 
 import cv2
@@ -180,9 +179,7 @@ def test_the_report_names_an_identical_pair(kvasir, tmp_path):
 
 def test_the_identical_images_of_the_real_datasets_are_found(real_data):
     found = find_datasets(real_data)
-    start = time.perf_counter()
     pairs = audit.near_duplicates([each.table for each in found.values()])
-    assert time.perf_counter() - start < 120
     same = pairs[pairs["difference"] < audit.IDENTICAL]
     etis = same[same["dataset_a"] == "etis_larib"]
     assert {

@@ -4,12 +4,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
+from ultraseg_lib import study
 from ultraseg_lib.__main__ import main
 from ultraseg_lib.paths import ROOT
 
@@ -38,11 +40,15 @@ side_by_side work """
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [("'echo a' 'echo b'", 0, "b\na\n"), ("'echo a; exit 3' 'echo b'", 3, "b\na\n"),
-     ("'echo a' 'exit 4'", 4, "a\n")],
+     ("'echo a' 'exit 4'", 4, "a\n"), ("'echo a' 'echo b'; side_by_side work true true", 0, "b\na\n")],
 )  # fmt: skip
-def test_two_halves_of_a_check_fail_if_either_fails(words, status, said):
-    done = subprocess.run(["bash", "-c", SIDE_BY_SIDE + words], capture_output=True, text=True)
+def test_two_halves_of_a_check_fail_if_either_fails(words, status, said, tmp_path):
+    done = subprocess.run(
+        ["bash", "-c", SIDE_BY_SIDE + words], env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert (done.returncode, done.stdout) == (status, said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_ends_both_halves_of_a_check(tmp_path):
@@ -53,7 +59,8 @@ def test_ctrl_c_ends_both_halves_of_a_check(tmp_path):
         env={**os.environ, "TMPDIR": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as from a terminal
     )
-    while len(list(tmp_path.glob("?"))) < 2:
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("?"))) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     family = process.children(recursive=True)
     assert len(family) == 2
@@ -82,6 +89,44 @@ def test_script_refuses_bad_input_before_it_sets_up(words, reason):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def copy_of_script(folder: Path) -> Path:
+    """Copy run_all.sh and what its set-up reads into a folder; return the script."""
+    for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder / "run_all.sh"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--epochs", "3", "--data", "my data", "--models", "lbunet,unet_tiny", "--force"],
+            "{here}/my data|{study}|-m ultraseg_lib run --epochs 3 --models lbunet,unet_tiny --force",
+        ),
+        ([], "|{study}|-m ultraseg_lib run"),
+        (["--test"], "{study}|no"),
+        (["--test", "--all"], "{study}|yes"),
+    ],
+)
+def test_script_passes_its_options_on(tmp_path, words, told):
+    """From another folder, with a set-up that is done; a relative data folder is the caller's."""
+    copy = tmp_path / "study"
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / "tests").mkdir()
+    (tmp_path / "my data").mkdir()
+    script, python = copy_of_script(copy), copy / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$ULTRASEG_DATA|$PWD|$*"\n')
+    python.chmod(0o755)
+    (copy / "tests" / "run.sh").write_text('echo "$PWD|$*"\n')
+    stamp = "cat requirements.lock pyproject.toml | cksum >.venv/.installed"
+    subprocess.run(["bash", "-c", stamp], cwd=copy, check=True)
+    rest = {name: value for name, value in os.environ.items() if name != "ULTRASEG_DATA"}
+    done = subprocess.run(
+        ["bash", str(script), *words], cwd=tmp_path, env=rest, capture_output=True, text=True
+    )
+    assert done.stdout == told.format(here=tmp_path, study=copy) + "\n", done.stderr
+
+
 def test_script_refuses_an_old_python(tmp_path):
     """A copy without an environment, on a machine whose only Python is 3.8 and without conda."""
     old = tmp_path / "bin" / "python3"
@@ -91,10 +136,8 @@ def test_script_refuses_an_old_python(tmp_path):
     for tool in ("bash", "dirname", "cat", "cksum", "grep", "uname"):
         found = subprocess.run(["which", tool], capture_output=True, text=True).stdout.strip()
         (old.parent / tool).symlink_to(found)
-    for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     done = subprocess.run(
-        [str(old.parent / "bash"), str(tmp_path / "run_all.sh")],
+        [str(old.parent / "bash"), str(copy_of_script(tmp_path))],
         env={"PATH": str(old.parent)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
@@ -135,6 +178,8 @@ def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):
         ["bench", "--threads", "0"],
         ["bench", "--size", "x"],
         ["bench", "--frames", "0"],
+        ["predict", "a.png", "-o", "out", "--limit", "0"],
+        ["predict", "a.png", "-o", "out", "--threads", "-1"],
     ],
 )
 def test_counts_must_be_one_or_more(words, capsys):
@@ -225,19 +270,16 @@ def test_check_passes_here_and_finds_a_fault(capsys, monkeypatch, outputs):
     assert "want 0.1" in capsys.readouterr().out
 
 
-def test_a_study_says_first_what_it_will_do(capsys, outputs):
-    words = ["study", "--models", "unet_tiny", "--seeds", "0", "--epochs", "1", "--jobs", "1"]
+def test_a_study_says_first_what_it_will_do(capsys, outputs, monkeypatch):
+    def tiny(*names: str, load=study.load_profile, **selection) -> study.Profile:
+        few = {"image_size": 32, "generated": {"count": 40, "seed": 1}}
+        return replace(load(*names, **selection), **few)
+
+    monkeypatch.setattr(study, "load_profile", tiny)
+    words = ["study", "--models", "unet_tiny", "--seeds", "0", "--epochs", "1", "--jobs", "2"]
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "1 runs, 0 done" in told
     assert "to run: unet_tiny-synthetic-strong-clean-e1-s0" in told
     assert main(words) == 0
     assert "1 runs, 1 done" in capsys.readouterr().out
-
-
-def test_the_package_runs_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "ultraseg_lib", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert "study" in done.stdout

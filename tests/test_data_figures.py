@@ -1,6 +1,5 @@
 """Figures of notebook 01 draw what they are given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,12 +7,6 @@ import pytest
 from ultraseg_lib.data import Frames
 from ultraseg_lib.data.audit import PAIR_COLUMNS
 from ultraseg_lib.report import data_figures
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Boundary targets on shapes whose boundary is known, and on masks that are no masks."""
 
-import doctest
-
 import cv2
 import numpy as np
 import pytest
@@ -16,10 +14,6 @@ def square(size: int = 64, start: int = 20, stop: int = 40) -> np.ndarray:
     mask = np.zeros((size, size), bool)
     mask[start:stop, start:stop] = True
     return mask
-
-
-def test_docstring_examples_hold():
-    assert doctest.testmod(edges).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,10 @@
 
 import pandas as pd
 import pytest
-from ledgers import rows
+from ledgers import HIGH, LOW, rows
 
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.report import external
-
-LOW, HIGH = [0.2, 0.4, 0.6, 0.4] * 5, [0.4, 0.6, 0.8, 0.6] * 5
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """Notebook 10: rules name the right images, tables agree with their source, every figure is drawn."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_browser import A, B, make_cases
+from ledgers import A, B, make_cases
 
 from ultraseg_lib import metrics, study
 from ultraseg_lib.report import failures, figures
@@ -15,12 +14,6 @@ from ultraseg_lib.study import Run
 @pytest.fixture(scope="module")
 def cases() -> Cases:
     return make_cases(60, 64)
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 def run(model: str, dataset: str = "synthetic", **changes) -> Run:

@@ -247,6 +247,7 @@ def test_real_datasets_have_their_counts(real_data):
 
 
 def test_real_tif_pixels_equal_the_png(real_data):
+    """OpenCV reads the red channel of these files alone; the PNG copies are right."""
     folder = real_data / "CVC-ClinicDB"
     files = sorted((folder / "TIF" / "Original").glob("*.tif"))
     assert len(files) == 12

@@ -1,12 +1,9 @@
 """Eq. 5 against the formula written out, large logits, gradients, and the double sigmoid."""
 
-import doctest
-
 import pytest
 import torch
 from torch import Tensor
 
-from ultraseg_lib import losses
 from ultraseg_lib.losses import LOSS_FORMS, bce_dice, deep_supervision_loss, soft_dice
 from ultraseg_lib.models import Prediction
 
@@ -35,10 +32,6 @@ def written_out(logits: Tensor, target: Tensor, bce_weight: float, dice_weight: 
         bce += (-(t * x.log() + (1 - t) * (1 - x).log())).flatten().tolist()
         dice.append(((2 * (x * t).sum() + 1) / (x.sum() + t.sum() + 1)).item())
     return bce_weight * sum(bce) / len(bce) + dice_weight * (1 - sum(dice) / len(dice))
-
-
-def test_docstring_examples_hold():
-    assert doctest.testmod(losses).failed == 0
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 2.0), (0.5, 1.0)])

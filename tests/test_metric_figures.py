@@ -19,12 +19,6 @@ def maps():
     return (noise + 80 * masks).astype(np.uint8), masks
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.mark.parametrize("level", [1, 90, 128, 255])
 def test_counts_at_a_threshold_are_those_of_the_metrics(maps, level):
     probs, masks = maps

@@ -75,7 +75,9 @@ def model(name: str) -> nn.Module:
 
 class TestEveryModel:
     @pytest.mark.parametrize("size", [*SIZES, "smallest"], ids=str)
-    def test_logits_have_the_size_of_the_image(self, model, size) -> None:
+    def test_logits_have_the_size_of_the_image(self, name, model, size) -> None:
+        if size == (352, 352) and name in ("unet_base", "unet_medium"):
+            pytest.skip("takes seconds; narrower U-Nets are measured at this size")
         height, width = (model.stride, model.stride) if size == "smallest" else size
         with torch.no_grad():
             prediction = model.eval()(random_images(1, height, width))

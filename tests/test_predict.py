@@ -392,13 +392,6 @@ def _without_cameras(video: type) -> Callable[[str | int], object]:
     return lambda path: Camera(set(), 0, opens=False) if isinstance(path, int) else video(path)
 
 
-@pytest.mark.parametrize("words", [["--limit", "0"], ["--threads", "-1"], ["--threads", "two"]])
-def test_counts_must_be_one_or_more(words, tmp_path):
-    with pytest.raises(SystemExit) as refused:
-        main(["predict", str(tmp_path), "-o", str(tmp_path / "out"), *words])
-    assert refused.value.code == 2
-
-
 def test_falls_back_to_pytorch_without_the_extras_and_says_so(
     weights, tmp_path, monkeypatch, capsys
 ):

@@ -38,10 +38,7 @@ SETTINGS = {  # numbers that somebody chose, by file, each with its name
 }
 
 
-@pytest.fixture(autouse=True)
-def own_outputs(monkeypatch):
-    """Read the committed record, wherever the user's outputs are."""
-    monkeypatch.delenv("ULTRASEG_OUTPUTS", raising=False)
+pytestmark = pytest.mark.usefixtures("committed_outputs")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +83,8 @@ def test_a_decimal_that_no_file_holds_is_found():
     assert typed_by_hand(text, "00", {"123,456"}) == ["0.8123", "0.8999"]
 
 
-PROSE = [path for path in ROOT.rglob("*.md") if not {".venv", "teaching"} & set(path.parts)]
+PROSE = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/*.md")]  # not the environment's
+PROSE = [path for path in PROSE if "teaching" not in path.parts]
 COMMAND = re.compile(r"(\S*)python -m ultraseg_lib((?: [^\s`#]+)*)")
 
 
@@ -101,12 +99,18 @@ def test_every_command_can_be_typed(path):
             pytest.fail(f"{path}: python -m ultraseg_lib{words} is refused")
 
 
-@pytest.mark.parametrize(
-    "path", [*ALL, *TEXTS, ROOT / "docs/results.csv"], ids=lambda p: f"{p.parent.name}/{p.name}"
-)
+CARDS = sorted((ROOT / "outputs/reference/runs").glob("*/MODEL_CARD.md"))
+GENERATED = [*ALL, *TEXTS, ROOT / "docs/results.csv", *CARDS]
+
+
+@pytest.mark.parametrize("path", GENERATED, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_generated_prose_is_fresh(path, renewed):
     advice = f"{path.name} is out of date: python -m tools.prose"
     assert renewed[path] == path.read_text(), advice
+
+
+def test_each_file_with_generated_prose_is_there(renewed):
+    assert set(renewed) == set(GENERATED)
 
 
 def test_the_notebooks_lead_from_the_first_to_the_last_and_back():
@@ -126,12 +130,3 @@ def test_an_unknown_block_lists_the_known():
         ValueError, match="no block 'tabel'; choose from index, notebooks, findings"
     ):
         prose.fill("<!-- generated: tabel -->\n<!-- end -->")
-
-
-def test_the_readme_quotes_the_ledger_and_the_paper():
-    readme = (ROOT / "README.md").read_text()
-    text = tables.format_main_table(tables.main_table(study.read_ledger("reference")))
-    assert len(text)
-    for row in text.to_dict("records"):
-        assert f"{row['Dice ± sd']} ({row['95 % interval']})" in readme
-        assert f"| {row['Dice per batch of 4']} | {row['paper']} |" in readme

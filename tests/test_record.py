@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tools import record
+from tools import prose, record
 from ultraseg_lib import __main__ as command_line
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
@@ -20,11 +20,18 @@ from ultraseg_lib.report import external
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
 
+pytestmark = pytest.mark.usefixtures("committed_outputs")
 
-@pytest.fixture(autouse=True)
-def own_outputs(monkeypatch):
-    """Read the committed record, wherever the user's outputs are."""
-    monkeypatch.delenv("ULTRASEG_OUTPUTS", raising=False)
+
+def block(name: str) -> str:
+    """Return a generated block of the record's README, which test_prose.py finds fresh."""
+    text = (ROOT / "outputs/reference/README.md").read_text()
+    found = next(found[0] for found in prose.BLOCK.finditer(text) if found[2] == name)
+    return "\n".join(found.splitlines()[1:-1])
+
+
+def card_of(run: study.Run) -> str:
+    return (run.folder / "MODEL_CARD.md").read_text()
 
 
 def cells(table: str) -> list[list[str]]:
@@ -34,7 +41,7 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_difference_is_ours_minus_the_papers():
-    head, *rows = cells(record.own_results(study.read_ledger("reference")))
+    head, *rows = cells(block("own"))
     compared = [dict(zip(head, row, strict=True)) for row in rows]
     assert all(len(row) == len(head) for row in rows)
     with_paper = [row for row in compared if row["paper"] != "–"]
@@ -45,14 +52,14 @@ def test_difference_is_ours_minus_the_papers():
 
 
 def test_unseen_rows_hold_every_setting_once_for_each_unseen_dataset():
-    _, *rows = cells(record.unseen_results(study.read_ledger("reference")))
+    _, *rows = cells(block("unseen"))
     settings = {dataclasses.replace(run, seed=0) for run in study.finished_runs("reference")}
     assert len(rows) == 2 * len(settings)
 
 
 def test_leads_are_differences_of_the_tables_beside_the_papers():
     ledger = study.read_ledger("reference")
-    head, *rows = cells(record.leads(ledger))
+    head, *rows = cells(block("leads"))
     leads = [dict(zip(head, row, strict=True)) for row in rows]
     tiny = [row for row in leads if row["models"] == "UltraSeg-130K − UNet-Tiny"]
     own = next(row for row in tiny if row["trained on"] == row["tested on"] == "Kvasir-SEG")
@@ -65,7 +72,7 @@ def test_leads_are_differences_of_the_tables_beside_the_papers():
 
 
 def test_every_finished_run_stands_in_its_cell_and_gaps_show():
-    head, *rows = cells(record.cells_run())
+    head, *rows = cells(block("cells"))
     by_model = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     for run in study.finished_runs("reference"):
         cell = by_model[model_title(run.model)][external.training_title(run.dataset)]
@@ -76,7 +83,7 @@ def test_every_finished_run_stands_in_its_cell_and_gaps_show():
 
 @pytest.mark.parametrize("run", study.finished_runs("reference"), ids=lambda run: run.run_id)
 def test_card_names_data_licence_protocol_scores_and_limits(run):
-    card = record.model_card(run)
+    card = card_of(run)
     for part in ("not a medical device", "## Training", "## Scores", "## Limits", run.run_id):
         assert part in card
     names = MIXED[:3] if run.dataset == "mixed" else [run.dataset.partition("@")[0]]
@@ -94,7 +101,7 @@ def test_card_names_data_licence_protocol_scores_and_limits(run):
 
 @pytest.mark.parametrize("run", study.finished_runs("reference"), ids=lambda run: run.run_id)
 def test_card_tells_each_part_of_the_mixed_set_and_every_false_alarm(run):
-    card, scores = record.model_card(run), study.read_scores(run)
+    card, scores = card_of(run), study.read_scores(run)
     rows = {row[0].removeprefix("– of these "): row for row in cells(card)}
     for name, part in scores.groupby("test_set"):
         row, normal = rows[dataset_title(name)], part[part["area"] == 0]
@@ -108,7 +115,7 @@ def test_card_tells_each_part_of_the_mixed_set_and_every_false_alarm(run):
 
 @pytest.mark.parametrize("run", study.finished_runs("reference"), ids=lambda run: run.run_id)
 def test_snippet_of_the_card_makes_a_mask_of_an_image(run, tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", record.model_card(run), re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", card_of(run), re.DOTALL)[1]
     frame = str(tmp_path / "frame.jpg")
     cv2.imwrite(frame, np.full((90, 120, 3), 90, np.uint8))
     monkeypatch.chdir(ROOT)

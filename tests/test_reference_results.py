@@ -8,11 +8,7 @@ from ultraseg_lib.data.splits import committed_hash
 from ultraseg_lib.models import create_model
 from ultraseg_lib.training import predict_probs
 
-
-@pytest.fixture(autouse=True)
-def own_outputs(monkeypatch):
-    """Read the committed folder, wherever the user's outputs are."""
-    monkeypatch.delenv("ULTRASEG_OUTPUTS", raising=False)
+pytestmark = pytest.mark.usefixtures("committed_outputs")
 
 
 def committed() -> list[study.Run]:

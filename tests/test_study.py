@@ -1,7 +1,9 @@
 """The ledger: its columns, its completeness, and what happens when a run fails."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,12 +19,21 @@ def tiny_plan(**changes) -> study.Profile:
     return replace(plan, **{"image_size": 32, "generated": {"count": 40, "seed": 1}} | changes)
 
 
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory) -> Path:
+    """Give the outputs of a study of two models and two seeds, run in processes of their own."""
+    folder, plan = tmp_path_factory.mktemp("outputs"), tiny_plan()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULTRASEG_OUTPUTS", str(folder))
+        assert engines.run_study(plan, study.plan_runs(plan), jobs=2) == {}
+    return folder
+
+
 @pytest.fixture
-def finished(outputs) -> study.Profile:
-    """A study of two models and two seeds, run in processes of their own."""
-    plan = tiny_plan()
-    assert engines.run_study(plan, study.plan_runs(plan), jobs=2) == {}
-    return plan
+def finished(finished_once, outputs) -> study.Profile:
+    """Give the plan of that study, whose outputs are a copy to change."""
+    shutil.copytree(finished_once / "demo", outputs / "demo")
+    return tiny_plan()
 
 
 def test_a_study_fills_the_ledger_to_the_column(finished):
@@ -66,11 +77,11 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(outputs, monkeypa
     assert study.read_ledger("demo")["model"].unique().tolist() == ["unet_tiny"]
 
 
-def test_a_run_to_show_is_a_finished_one_first(outputs):
+def test_a_run_to_show_is_a_finished_one_first(finished_once, outputs):
     plan = tiny_plan()
     assert study.pick_run(plan, "lbunet") == study.plan_runs(plan)[2]
-    other = replace(study.plan_runs(plan)[2], seed=5)
-    study.run_once(other, plan)
+    other = study.plan_runs(plan)[3]
+    shutil.copytree(finished_once / "demo" / "runs" / other.run_id, other.folder)
     assert study.pick_run(plan, "lbunet") == other
     with pytest.raises(ValueError, match=r"no finished run; do \./run_all\.sh --profile lite"):
         study.pick_run(study.load_profile("lite"), "lbunet")  # hours of training: not unasked
@@ -103,10 +114,9 @@ def test_a_checkpoint_of_other_images_is_refused(outputs, monkeypatch):
     assert len(study.run_once(run, plan)) > 0  # with its own images it goes on
 
 
-def test_names_that_look_like_numbers_stay_text(outputs):
-    plan = tiny_plan()
-    run = study.plan_runs(plan)[0]
-    scores = study.run_once(run, plan).assign(image_id=lambda table: table.index.astype(str))
+def test_names_that_look_like_numbers_stay_text(finished):
+    run = study.plan_runs(finished)[0]
+    scores = study.read_scores(run).assign(image_id=lambda table: table.index.astype(str))
     scores.to_csv(run.folder / "scores.csv", index=False)
     assert study.read_scores(run)["image_id"].tolist() == [str(i) for i in range(len(scores))]
 

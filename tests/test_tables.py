@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from ledgers import own, rows
+from ledgers import HIGH, LOW, own, rows
 
 from ultraseg_lib import study
 from ultraseg_lib.report import figures, tables
-
-LOW, HIGH = [0.2, 0.4, 0.6, 0.4] * 5, [0.4, 0.6, 0.8, 0.6] * 5
 
 
 def test_only_whole_sets_and_whole_models_stand_in_the_main_table():

@@ -1,6 +1,8 @@
 """Exercises are whole, their solutions pass, and the copies to teach with run as they are."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -13,7 +15,6 @@ from ultraseg_lib.notebooks import find_notebooks
 from ultraseg_lib.paths import NOTEBOOKS
 
 ALL = find_notebooks()
-WITH_EXERCISES = [path for path in ALL if teaching.find_exercises(path)]
 QUICK = "00"  # the copy that every test run executes; the slow ones execute all
 
 
@@ -26,8 +27,21 @@ def answer_of(source: str) -> str:
     return re.findall(r"^(answer_\w+) = None", source, re.MULTILINE)[-1]
 
 
+@pytest.fixture(scope="module")
+def all_copies(tmp_path_factory) -> Path:
+    """Write the copies of every notebook once, for tests that only read them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULTRASEG_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        return teaching.write_copies()
+
+
 @pytest.fixture
-def copies(outputs) -> Path:
+def two_notebooks(outputs, monkeypatch) -> None:
+    monkeypatch.setattr(teaching, "find_notebooks", lambda: ALL[:2])
+
+
+@pytest.fixture
+def copies(two_notebooks) -> Path:
     return teaching.write_copies()
 
 
@@ -61,10 +75,11 @@ def test_a_check_says_right_or_what_is_off(capsys, answer, expected, words):
     assert capsys.readouterr().out == f"{words}\n"
 
 
-def test_copies_differ_in_what_they_tell(copies):
-    for path in WITH_EXERCISES:
+def test_copies_differ_in_what_they_tell(all_copies):
+    for path in ALL:
         read = {
-            kind: nbformat.read(copies / kind / path.name, 4)["cells"] for kind in teaching.KINDS
+            kind: nbformat.read(all_copies / kind / path.name, 4)["cells"]
+            for kind in teaching.KINDS
         }
         whole, exercises = len(nbformat.read(path, 4)["cells"]), len(teaching.find_exercises(path))
         assert len(read["teacher"]) == whole
@@ -79,17 +94,17 @@ def test_copies_differ_in_what_they_tell(copies):
         assert not any(told)
 
 
-def test_only_the_teacher_gets_the_answers_to_the_questions(copies):
+def test_only_the_teacher_gets_the_answers_to_the_questions(all_copies):
     source = (NOTEBOOKS / "README.md").read_text()
     answers = re.findall(r"<!-- answer: (.*?) -->", source)
     assert len(answers) == len(re.findall(r"^\*\*Q\d+\.\*\*", source, re.MULTILINE)) > 3
     for kind in teaching.KINDS:
-        guide = (copies / kind / "README.md").read_text()
+        guide = (all_copies / kind / "README.md").read_text()
         assert all((answer in guide) == (kind == "teacher") for answer in answers)
 
 
-def test_links_of_the_copies_lead_somewhere(copies):
-    for path in copies.rglob("*.ipynb"):
+def test_links_of_the_copies_lead_somewhere(all_copies):
+    for path in all_copies.rglob("*.ipynb"):
         for cell in nbformat.read(path, 4)["cells"]:
             for target in re.findall(r"\]\((?!http)([^)#]+)\)", cell["source"]):
                 assert (path.parent / target).exists(), (path.name, target)
@@ -112,7 +127,9 @@ def test_work_in_the_copies_is_not_written_over(copies):
         teaching.write_copies()
 
 
-def test_the_command_says_where_the_copies_are_and_refuses_in_one_line(outputs, capsys):
+def test_the_command_says_where_the_copies_are_and_refuses_in_one_line(
+    two_notebooks, outputs, capsys
+):
     assert main(["teach"]) == 0
     assert str(outputs / "teaching" / "student") in capsys.readouterr().out
     (outputs / "teaching" / "student" / "notes.md").write_text("mine")
@@ -123,14 +140,124 @@ def test_the_command_says_where_the_copies_are_and_refuses_in_one_line(outputs, 
 def test_a_broken_exercise_is_named_and_leaves_the_copies_as_they_were(
     copies, tmp_path, monkeypatch
 ):
-    before = sorted(copies.rglob("*"))
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in copies.rglob("*")}
+
+    before = written()
     broken = nbformat.read(ALL[0], 4)
     broken["cells"] = [c for c in broken["cells"] if "check" not in c["metadata"].get("tags", [])]
     nbformat.write(broken, tmp_path / "99_broken.ipynb")
-    monkeypatch.setattr(teaching, "find_notebooks", lambda: [*ALL, tmp_path / "99_broken.ipynb"])
+    monkeypatch.setattr(teaching, "find_notebooks", lambda: [ALL[0], tmp_path / "99_broken.ipynb"])
     with pytest.raises(ValueError, match=r"99_broken.ipynb: exercise 1, cell \d+: found the tags"):
         teaching.write_copies()
-    assert sorted(copies.rglob("*")) == before
+    assert written() == before
+
+
+# --- copies run without their solutions -----------------------------------------------------------
+
+# Methods that change the object they are called on.
+CHANGING = re.compile(
+    "append|extend|insert|remove|pop|clear|sort|reverse|update|setdefault|add|discard|fill|put|seed"
+    "|manual_seed|shuffle|random|normal|integers|load_state_dict|train|eval|close|.*_"
+)
+OUTSIDE = re.compile(r"^[%!]|\.\./|\bgetcwd\b|\bPath\(\"", re.MULTILINE)
+
+
+def loaded(tree: ast.AST) -> list[str]:
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return [node.id for node in names if isinstance(node.ctx, ast.Load)]
+
+
+def bound(tree: ast.AST) -> set[str]:
+    """Return the names that a cell binds: by assignment, definition or import."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).split(".")[0])
+    return found
+
+
+def changed(tree: ast.AST) -> Iterator[str]:
+    """Give the names of the objects that a cell changes in place, as far as its text shows."""
+    for node in ast.walk(tree):
+        place = None
+        if isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            place = node.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            in_place = any(each.arg in ("inplace", "out") for each in node.keywords)
+            if CHANGING.fullmatch(node.func.attr) or in_place:
+                place = node.func.value
+        while isinstance(place, ast.Subscript | ast.Attribute):
+            place = place.value
+        if isinstance(place, ast.Name):
+            yield place.id
+
+
+def faults(cells: list[tuple[str, str]]) -> list[str]:
+    """Say where code cells, each a part ("" for the story) and its source, need a solution.
+
+    A story that reads what only a solution binds or changes stops in a student's copy, or shows
+    something else there. An answer is read once, by its check.
+    """
+    found = []
+    trees = [ast.parse(source) for _, source in cells]
+    for place, (part, source) in enumerate(cells):
+        answers = [name for name in loaded(trees[place]) if name.startswith("answer_")]
+        if part == "check":
+            calls = [node for node in ast.walk(trees[place]) if isinstance(node, ast.Call)]
+            checks = [each for each in calls if ast.unparse(each.func) in ("check", "check_answer")]
+            first = [ast.unparse(each.args[0]) for each in checks]
+            if not first == answers == sorted(bound(trees[place - 2]) & set(answers)):
+                found.append(f"the check reads another answer, or more than one time: {source}")
+        elif answers:
+            found.append(f"an answer is read outside its check: {source}")
+        if part == "solution":
+            start, solution, check = trees[place - 1 : place + 2]
+            touched, own = bound(solution) | set(changed(solution)), bound(start) | bound(check)
+            needed = touched & set(loaded(check)) - own
+            for later in trees[place + 2 :]:
+                needed |= touched & set(loaded(later))
+            foreign = set(changed(solution)) - bound(solution) - bound(start)
+            found += [f"{name} of a solution is read later" for name in sorted(needed)]
+            found += [f"a solution changes {name}" for name in sorted(foreign)]
+    return found
+
+
+def code_of(path: Path) -> list[tuple[str, str]]:
+    cells = [cell for cell in nbformat.read(path, 4)["cells"] if cell["cell_type"] == "code"]
+    return [(teaching._part(cell), cell["source"]) for cell in cells]
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_no_cell_needs_a_solution_or_the_folder_it_runs_in(path):
+    assert faults(code_of(path)) == []
+    assert [source for _, source in code_of(path) if OUTSIDE.search(source)] == []
+
+
+@pytest.mark.parametrize(
+    ("solution", "check", "later", "fault"),
+    [
+        ("answer_1 = 2", "check(answer_1, 2)", "x + 1", ""),
+        ("y = 2\nanswer_1 = y", "check(answer_1, 2)", "y", "y of a solution is read later"),
+        ("y = 2\nanswer_1 = y", "check(answer_1, y)", "x", "y of a solution is read later"),
+        ("x = 2\nanswer_1 = x", "check(answer_1, 2)", "x", "x of a solution is read later"),
+        ("x.t[0] = 2\nanswer_1 = 2", "check(answer_1, 2)", "1", "a solution changes x"),
+        ("x.add_(2)\nanswer_1 = 2", "check(answer_1, 2)", "1", "a solution changes x"),
+        ("z[0] = 2\nanswer_1 = 2", "check(answer_1, z)", "1", ""),
+        ("z[0] = 2\nanswer_1 = 2", "check(answer_1, 2)", "z", "z of a solution is read later"),
+        ("answer_1 = 2", "check(answer_1, 2)", "answer_1", "an answer is read outside its check"),
+        ("answer_1 = 2", "check(answer_1, 2, 0, f'{answer_1}')", "x", "the check reads another"),
+        ("answer_1 = 2", "check(answer_2, 2)", "x", "the check reads another"),
+    ],
+)
+def test_a_story_that_needs_a_solution_is_found(solution, check, later, fault):
+    start = ("start", "z = x.copy()\nanswer_1 = None")
+    found = faults([("", "x = 1"), start, ("solution", solution), ("check", check), ("", later)])
+    assert any(each.startswith(fault) for each in found) == bool(fault)
 
 
 def runs(path: Path, tmp_path: Path) -> list[str]:

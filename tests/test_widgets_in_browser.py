@@ -261,20 +261,9 @@ def test_a_person_picks_moves_sorts_and_rates(page, where, request, outputs_fold
     assert saved[["rating", "note", "saw_truth"]].to_numpy().tolist() == [
         [4, "as seen by a test", True]  # the case was shown with its truth before
     ]
-
-
-def test_a_rating_survives_a_restart(page, voila, outputs_folder):
-    """Every visit to the app has a kernel of its own; the second one goes on where the first was."""
-    for visit in range(2):
-        open_app(page, voila)
+    if where == "voila":  # each visit has a kernel of its own; this one goes on where that one was
+        open_app(page, address)
         page.get_by_label("review mode").check()
-        page.get_by_label("your name").fill("restart")
+        page.get_by_label("your name").fill(where)
         page.get_by_label("your name").press("Tab")
-        page.wait_for_timeout(500)
-        if visit == 0:
-            page.get_by_role("button", name="5", exact=True).click()
-            page.get_by_text("1 rated, saved in").wait_for()
-            page.goto("about:blank")
-    page.get_by_text("1 rated in restart.csv").wait_for()
-    pressed = page.locator(".widget-toggle-button.mod-active")
-    assert pressed.inner_text() == "5"
+        page.get_by_text(f"1 rated in {where}.csv").wait_for()
