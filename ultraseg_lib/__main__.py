@@ -226,11 +226,12 @@ def command_run(args: argparse.Namespace) -> int:
     from ultraseg_lib.study import forget, plan_grids
 
     profile = _profile(args)
+    if args.force:
+        _refuse_frozen(profile)
     chosen = notebooks.find_notebooks(args.only, args.start)
     plan = notebooks.plan_executions(chosen, profile)
     runs = [] if profile.frozen else plan_grids(profile, notebooks.grids_needed(chosen))
     if args.force:
-        _refuse_frozen(profile)
         forget(runs, profile)
     unfinished = _train(profile, runs, args.jobs, args.engine) if runs else {}
     minutes, failures = notebooks.run_notebooks(plan, profile)
