@@ -4,16 +4,18 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
-from ultraseg_lib import study
+from ultraseg_lib import check, notebooks, study
 from ultraseg_lib.__main__ import main
-from ultraseg_lib.paths import ROOT
+from ultraseg_lib.paths import ROOT, data_dir, outputs_dir
 
 
 def script(*words: str) -> subprocess.CompletedProcess:
@@ -236,6 +238,12 @@ def test_the_data_folder_may_be_named(kvasir, monkeypatch, capsys, outputs):
     assert "nowhere not found" in capsys.readouterr().err
 
 
+def test_an_empty_variable_is_none(monkeypatch):
+    for name in ("ULTRASEG_DATA", "ULTRASEG_OUTPUTS"):
+        monkeypatch.setenv(name, "")
+    assert (data_dir(), outputs_dir()) == (ROOT / "data" / "raw", ROOT / "outputs")
+
+
 def test_missing_data_folder_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path / "nowhere"))
     assert main(["data"]) == 2
@@ -268,6 +276,50 @@ def test_check_passes_here_and_finds_a_fault(capsys, monkeypatch, outputs):
     monkeypatch.setattr("ultraseg_lib.check.pinned_versions", lambda: {"numpy": "0.1"})
     assert main(["check"]) == 1
     assert "want 0.1" in capsys.readouterr().out
+
+
+def test_check_names_what_a_gpu_lacks(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    assert check._gpu().found == "a GPU"
+    assert "kornia, which augments on it, is missing: pip install" in check._gpu().fix
+
+
+def test_a_failed_run_fails_the_study(monkeypatch, capsys, outputs):
+    failed = {"unet_tiny-synthetic-strong-clean-e1-s0": "no memory"}
+    monkeypatch.setattr("ultraseg_lib.engines.run_study", lambda *_: failed)
+    assert main(["study", "--models", "unet_tiny", "--seeds", "0", "--epochs", "1"]) == 1
+    assert "failed: unet_tiny-synthetic-strong-clean-e1-s0: no memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("failed_runs", "failed_notebooks", "status"),
+    [({}, {}, 0), ({"a run": "no memory"}, {}, 1), ({}, {"05_compare": "KeyError"}, 1)],
+)
+def test_a_failed_run_or_notebook_fails_the_whole(
+    failed_runs, failed_notebooks, status, monkeypatch, capsys, outputs
+):
+    done = ({"02_build": 1.234}, failed_notebooks)
+    monkeypatch.setattr("ultraseg_lib.engines.run_study", lambda *_: failed_runs)
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *_: done)
+    for name in ("demo", "figures"):  # other notebooks' minutes stay
+        notebooks.save_minutes({name: 2.0}, study.load_profile("demo"))
+    assert main(["run", "--only", "02"]) == status
+    told = capsys.readouterr().out
+    assert f"1 notebooks run, {len(failed_notebooks)} failed" in told
+    kept = pd.read_csv(outputs / "demo" / "minutes.csv", index_col="notebook")["minutes"]
+    assert kept.to_dict() == {"02_build": 1.23, "demo": 2.0, "figures": 2.0}
+
+
+def test_a_record_is_shown_and_never_trained(monkeypatch, capsys, outputs):
+    (outputs / "reference").mkdir(parents=True)  # else its minutes go beside the committed record
+    monkeypatch.setattr("ultraseg_lib.engines.run_study", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *_: ({}, {}))
+    assert main(["run", "--profile", "reference", "--only", "05"]) == 0
+    for words in (["study"], ["run", "--force"]):
+        assert main([*words, "--profile", "reference"]) == 2
+        assert "is a record that is shown, not trained" in capsys.readouterr().err
 
 
 def test_a_study_says_first_what_it_will_do(capsys, outputs, monkeypatch):

@@ -1,5 +1,7 @@
 """Batches made on a device equal those made by OpenCV: the same draws, the same boundary lines."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,12 @@ def test_boundaries_on_the_device_equal_opencv(method):
 def test_an_unknown_method_is_refused_on_the_device():
     with pytest.raises(ValueError, match="edges: unknown 'sobel'"):
         edges.boundary_targets_on_device(torch.zeros(1, 8, 8, dtype=torch.bool), "sobel")
+
+
+def test_without_kornia_the_fix_is_told(outputs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    with pytest.raises(ModuleNotFoundError, match=r"kornia, .* is missing: pip install"):
+        DeviceFrames(load_generated("synthetic", 32, 4, 3), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("augmentation", ["paper", "strong", "multiscale"])

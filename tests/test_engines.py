@@ -124,6 +124,15 @@ def test_the_estimate_comes_from_runs_of_the_same_model_and_dataset(outputs):
     assert text == "about 5 min at 2 side by side, and 1 runs of unknown length"
 
 
+def test_shares_of_the_mixed_set_are_not_joined_to_decode(outputs, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(engines, "datasets_there", lambda: {"kvasir_seg", "bkai_igh", "my_own"})
+    monkeypatch.setattr(engines, "load_frames_of", lambda name, _: loaded.append(name))
+    plan = tiny_plan(datasets=("mixed@p10", "mixed"), tested=("synthetic",))
+    engines._decode(plan, study.plan_runs(plan))
+    assert loaded == ["bkai_igh", "kvasir_seg", "synthetic"]
+
+
 def scores_of(runs: list[study.Run]) -> pd.DataFrame:
     return pd.concat([study.read_scores(run) for run in runs], ignore_index=True)
 

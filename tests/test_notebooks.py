@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,30 @@ def test_04_is_planned_once_a_model():
     assert [name for name in names if name.startswith("04")] == [
         f"04_train_model-{model}" for model in plan.models
     ]
+
+
+def test_04_shows_of_a_record_what_it_holds(outputs):
+    (outputs / "reference").mkdir(parents=True)  # else the committed record is read
+    plan = study.load_profile("reference", models=["lbunet", "unet_tiny", "egeunet"])
+    planned = study.plan_runs(plan)
+    lbunet, unet = (next(r for r in planned if r.model == m) for m in ("lbunet", "unet_tiny"))
+    held = [lbunet, replace(lbunet, seed=1), replace(unet, dataset="mixed", epochs=40)]
+    for run in held:
+        run.folder.mkdir(parents=True)
+        (run.folder / "scores.csv").touch()
+    shown = notebooks.plan_executions([path for path in ALL if path.name[:2] == "04"], plan)
+    assert [each.parameters for each in shown] == [vars(held[0]), vars(held[2])]
+    for execution in shown:
+        notebooks.check_parameters(execution)
+
+
+def test_a_failure_without_words_is_named(monkeypatch, tmp_path):
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(notebooks, "execute", fail)
+    execution = notebooks.Execution(ALL[0], {}, "x")
+    assert notebooks._attempt(execution, tmp_path) == (0.0, "MemoryError()")
 
 
 def test_a_failing_notebook_is_kept_reported_and_does_not_stop_the_next(outputs, tmp_path):

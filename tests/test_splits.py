@@ -9,13 +9,14 @@ import pytest
 from ultraseg_lib.data import DataError, Frames, find_datasets
 from ultraseg_lib.data.audit import PAIR_COLUMNS, cut_sequences
 from ultraseg_lib.data.splits import (
+    VAL_SHARE,
+    _first_share,
     add_split,
     make_grouped_split,
     make_split,
     mixed_frames,
     mixed_parts,
     read_split,
-    split_from_lists,
     split_hash,
     split_path,
     write_split,
@@ -132,15 +133,6 @@ def test_the_committed_sequence_split_is_the_one_that_is_drawn(real_data):
     assert len(cut_sequences(table, read_split(split_path("cvc_clinicdb")))) == 29
 
 
-def test_published_lists_keep_their_test_part_and_give_a_tenth_to_val():
-    train, test = [str(i) for i in range(90)], ["x", "y"]
-    parts = split_from_lists(train, test)
-    assert set(parts.index[parts == "test"]) == {"x", "y"}
-    assert (parts == "val").sum() == 9
-    with pytest.raises(DataError, match="name 1 images twice, for example x"):
-        split_from_lists([*train, "x"], test)
-
-
 @pytest.mark.parametrize(
     ("dataset", "scheme", "train", "test"),
     [
@@ -156,8 +148,9 @@ def test_committed_lists_are_the_published_ones(real_data, dataset, scheme, trai
         lines = Path(real_data / "_meta" / path).read_text(encoding="utf-8").split()
         return [line.removesuffix(".png") for line in lines]
 
-    committed = read_split(split_path(dataset, scheme))
-    assert split_hash(committed) == split_hash(split_from_lists(names(train), names(test)))
+    parts = dict.fromkeys(names(train), "train") | dict.fromkeys(names(test), "test")
+    parts |= dict.fromkeys(_first_share(names(train), VAL_SHARE, seed=1), "val")
+    assert split_hash(read_split(split_path(dataset, scheme))) == split_hash(pd.Series(parts))
 
 
 # --- The mixed training set ------------------------------------------------------------------
@@ -220,8 +213,7 @@ def test_mixed_frames_keep_each_image_with_its_row():
         images = np.full((10, 4, 4, 3), 20 * place, np.uint8)
         images += np.arange(10, dtype=np.uint8)[:, None, None, None]
         frames[name] = Frames(images, images[..., 0], table)
-    joined, left_out = mixed_frames(frames, PLANTED)
+    joined = mixed_frames(frames, PLANTED)
     assert len(joined) == len(joined.images) == 12
-    assert len(left_out) == 4
     expected = joined.table["image_id"].astype(int) + 20 * (joined.table["dataset"] == "polypgen")
     assert joined.images[:, 0, 0, 0].tolist() == expected.tolist()

@@ -1,6 +1,7 @@
 """The ledger: its columns, its completeness, and what happens when a run fails."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_a_run_to_show_is_a_finished_one_first(finished_once, outputs):
     assert study.pick_run(plan, "lbunet") == other
     with pytest.raises(ValueError, match=r"no finished run; do \./run_all\.sh --profile lite"):
         study.pick_run(study.load_profile("lite"), "lbunet")  # hours of training: not unasked
+
+
+def test_a_record_that_lacks_a_run_is_not_trained(outputs, monkeypatch):
+    monkeypatch.setattr(study, "run_once", lambda *_, **__: pytest.fail("trained"))
+    plan = replace(tiny_plan(models=("ultraseg_108k+kd10",), teacher="unet_tiny"), frozen=True)
+    run = study.plan_runs(plan)[0]
+    with pytest.raises(ValueError, match=rf"{re.escape(run.run_id)} is not in the record demo"):
+        study.ensure_run(run, plan)
+    assert not (outputs / "demo").exists()
+    run.folder.mkdir(parents=True)
+    (run.folder / "scores.csv").write_text("dice\n0.5\n")
+    assert study.ensure_run(run, plan)["dice"].tolist() == [0.5]  # though its teacher is not there
 
 
 def test_a_run_made_from_other_images_is_refused_with_the_way_out(outputs):

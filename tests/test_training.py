@@ -127,6 +127,20 @@ def test_training_lowers_the_loss_on_one_batch(outputs):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+@pytest.mark.parametrize("steps", [1, 9, 10, 11, 200])
+def test_a_run_of_any_length_has_a_schedule(steps, schedule):
+    recipe = replace(RECIPES["strong"], schedule=schedule)
+    optimizer = training._make_optimizer([torch.nn.Parameter(torch.ones(1))], recipe)
+    scheduler = training._make_scheduler(optimizer, recipe, steps)
+    rates = []
+    for _ in range(steps):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    assert all(0 < rate <= recipe.learning_rate * (1 + 1e-9) for rate in rates)
+
+
 @pytest.mark.parametrize(("steps", "share"), [(300, 0.002), (3000, 1e-6)])
 def test_running_mean_forgets_its_start_and_reaches_its_decay(steps, share):
     module = torch.nn.Linear(1, 1, bias=False)

@@ -97,13 +97,14 @@ def command_check(args: argparse.Namespace) -> int:
 
 def _as_json(found: "dict[str, FoundDataset]") -> str:
     """Describe the datasets for programs: name, path, pairs, empty_masks, centers, modalities."""
-    from ultraseg_lib.data.verify import count_empty_masks
+    from ultraseg_lib.data.audit import mask_table
 
     rows = []
     for name, dataset in found.items():
         columns = {"centers": "center", "modalities": "modality"}
         labels = {key: sorted(set(dataset.table[each]) - {""}) for key, each in columns.items()}
-        counts = {"pairs": len(dataset.table), "empty_masks": count_empty_masks(dataset.table)}
+        empty = int((mask_table(dataset.table)["area"] == 0).sum())
+        counts = {"pairs": len(dataset.table), "empty_masks": empty}
         rows.append({"name": name, "path": str(dataset.folder)} | counts | labels)
     return json.dumps(rows, indent=2)
 
@@ -187,11 +188,11 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
 
     todo = runs_to_do(profile, runs)
     print(f"study {profile.name}: {len(runs)} runs, {len(runs) - len(todo)} done", flush=True)
+    for run in todo:
+        print(f"  to run: {run.run_id}", flush=True)
     if todo:
-        for run in todo:
-            print(f"  to run: {run.run_id}", flush=True)
         print(f"  {estimate(profile, todo, jobs or default_jobs(len(todo)))}", flush=True)
-    failures = run_study(profile, runs, jobs, engine)
+    failures = run_study(profile, todo, jobs, engine)
     for run_id, reason in failures.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
     return failures
@@ -238,11 +239,12 @@ def command_run(args: argparse.Namespace) -> int:
     from ultraseg_lib.study import forget, plan_grids
 
     profile = _profile(args)
+    if args.force:
+        _refuse_frozen(profile)
     chosen = notebooks.find_notebooks(args.only, args.start)
     plan = notebooks.plan_executions(chosen, profile)
     runs = [] if profile.frozen else plan_grids(profile, notebooks.grids_needed(chosen))
     if args.force:
-        _refuse_frozen(profile)
         forget(runs, profile)
     unfinished = _train(profile, runs, args.jobs, args.engine) if runs else {}
     minutes, failures = notebooks.run_notebooks(plan, profile)
@@ -257,19 +259,19 @@ def command_bench(args: argparse.Namespace) -> int:
     from ultraseg_lib.paths import outputs_dir, write_json
     from ultraseg_lib.study import load_frames_of, load_profile
 
-    options = {
-        k: v and list(v) for k, v in vars(args).items() if k in ("models", "backends", "isas")
-    }
+    models, backends, isas = (
+        each and list(each) for each in (args.models, args.backends, args.isas)
+    )
     if args.dataset:  # looked for before the long part
         load_frames_of(args.dataset, load_profile("lite", image_size=args.size))
     threads = [args.threads] if args.threads else None
     path = args.output or outputs_dir("bench") / "bench.json"
     result = benchmark.benchmark(
-        **options, threads=threads, size=args.size, frames=args.frames, seconds=args.seconds,
-        path=path,
+        models=models, backends=backends, isas=isas, threads=threads, size=args.size,
+        frames=args.frames, seconds=args.seconds, path=path,
     )  # fmt: skip
     if args.dataset:
-        result["real_images"] = benchmark.agreement_on(args.dataset, options["models"], args.size)
+        result["real_images"] = benchmark.agreement_on(args.dataset, models, args.size)
         write_json(path, result)
     print(json.dumps(result, indent=2) if args.json else benchmark.table(result))
     for line in () if args.json else result["left_out"]:

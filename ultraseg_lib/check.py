@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from ultraseg_lib.paths import ROOT, data_dir, outputs_dir
@@ -50,6 +51,17 @@ def _opencv() -> Finding:
     return Finding("OpenCV", f"loads ({cv2.__version__})")
 
 
+def _gpu() -> Finding:
+    import torch
+
+    from ultraseg_lib.data.device import GPU_FIX
+
+    if not torch.cuda.is_available():
+        return Finding("GPU", "none (the demo and lite need none)")
+    fix = "" if find_spec("kornia") else f"kornia, which augments on it, is missing: {GPU_FIX}"
+    return Finding("GPU", torch.cuda.get_device_name(), fix)
+
+
 def _kernel() -> Finding:
     from jupyter_client.kernelspec import KernelSpecManager
 
@@ -83,7 +95,7 @@ def _data() -> Finding:
 
 
 def check() -> list[Finding]:
-    """Look at Python, packages, OpenCV's libraries, the kernel, disk and data; change nothing."""
+    """Look at Python, packages, OpenCV's libraries, GPU, kernel, disk and data; change nothing."""
     packages = [_package(name, wanted) for name, wanted in pinned_versions().items()]
-    looks: tuple[Callable[[], Finding], ...] = (_opencv, _kernel, _outputs, _data)
+    looks: tuple[Callable[[], Finding], ...] = (_opencv, _gpu, _kernel, _outputs, _data)
     return [_python(), *packages, *(look() for look in looks)]

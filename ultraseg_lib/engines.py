@@ -16,7 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ultraseg_lib.choices import check_choice
-from ultraseg_lib.grid import Profile, Run, teachers_of
+from ultraseg_lib.data.splits import EXTERNAL, MIXED
+from ultraseg_lib.grid import Profile, Run, datasets_there, teachers_of
 from ultraseg_lib.provenance import usable_cores
 from ultraseg_lib.study import (
     check_complete,
@@ -75,7 +76,9 @@ def _decode(profile: Profile, runs: list[Run]) -> None:
     """Decode every dataset once, before the processes start."""
     one_each = {run.dataset: run for run in runs}.values()
     names = {name for run in one_each for name in (run.dataset, *test_sets_of(run, profile))}
-    for name in sorted(names - {"mixed"}):  # which is made of the others
+    mixed = {name for name in names if name.partition("@")[0] == "mixed"}
+    parts = {*MIXED, *EXTERNAL} & datasets_there() if mixed else set()
+    for name in sorted(names - mixed | parts):
         load_frames_of(name, profile)
 
 
@@ -99,22 +102,22 @@ class _Schedule:
     def work_through(self, pool: Any) -> dict[str, str]:
         """Start runs as there is room and show the epochs of all, until the last has ended."""
         total = sum(run.epochs for run in self.all)
-        with tqdm(total=total, initial=self._epochs(pool), unit="epoch", disable=None) as bar:
-            while self.waiting or pool.busy():
+        with tqdm(total=total, initial=self._epochs(), unit="epoch", disable=None) as bar:
+            while self.waiting or pool.active:
                 self._start(pool)
                 for run, reason in pool.finished():
                     self._note(run, reason, bar)
-                bar.n = self._epochs(pool)
+                bar.n = self._epochs()
                 bar.refresh()
                 time.sleep(0.2)
         return self.failures
 
-    def _epochs(self, pool: Any) -> int:
-        return sum(e.epochs if e.run_id in self.failures else pool.epochs(e) for e in self.all)
+    def _epochs(self) -> int:
+        return sum(e.epochs if e.run_id in self.failures else epochs_done(e) for e in self.all)
 
     def _start(self, pool: Any) -> None:
-        for run in [run for run in self.waiting if pool.has_room() and self._is_ready(run)]:
-            if pool.has_room():
+        for run in list(self.waiting):
+            if len(pool.active) < pool.jobs and self._is_ready(run):
                 self.waiting.remove(run)
                 pool.start(run)
 
@@ -186,18 +189,6 @@ class LocalPool:
         for process, _answer in self.active.values():  # after Ctrl-C: epochs are saved as they end
             process.terminate()
             process.join()
-
-    def has_room(self) -> bool:
-        """Return whether one more run may start."""
-        return len(self.active) < self.jobs
-
-    def busy(self) -> bool:
-        """Return whether any run is under way."""
-        return bool(self.active)
-
-    def epochs(self, run: Run) -> int:
-        """Return how many epochs of a run are done."""
-        return epochs_done(run)
 
     def start(self, run: Run) -> None:
         """Start a run."""

@@ -14,9 +14,10 @@ import papermill
 from papermill.inspection import inspect_notebook
 from tqdm.auto import tqdm
 
-from ultraseg_lib.grid import GRIDS, Profile
+from ultraseg_lib.grid import GRIDS, Profile, Run
 from ultraseg_lib.paths import NOTEBOOKS, outputs_dir, whole_file
 from ultraseg_lib.provenance import usable_cores
+from ultraseg_lib.study import pick_run
 
 GRIDS_OF = {  # the runs that a notebook reads, by its number; the others read the main grid
     1: (), 6: ("main", "ablation"), 7: ("distillation",), 8: ("external",), 12: tuple(GRIDS),
@@ -57,20 +58,27 @@ def grids_needed(notebooks: list[Path]) -> list[str]:
 
 
 def plan_executions(notebooks: list[Path], profile: Profile) -> list[Execution]:
-    """Return what to run: each notebook once, except 04, which is run once a model."""
+    """Return what to run: each notebook once, except 04, which is run once a model.
+
+    Of a record, which is not trained, 04 shows the models that have a finished run.
+    """
     plan = []
     for notebook in notebooks:
         if notebook.stem != PER_MODEL:
             plan.append(Execution(notebook, {"profile": profile.name}, notebook.stem))
             continue
-        for model in profile.models:
-            parameters = {
-                "profile": profile.name, "model": model, "dataset": profile.datasets[0],
-                "seed": profile.seeds[0], "recipe": profile.recipes[0],
-                "protocol": profile.protocols[0], "epochs": profile.epochs,
-            }  # fmt: skip
-            plan.append(Execution(notebook, parameters, f"{notebook.stem}-{model}"))
+        for run in _one_run_a_model(profile):
+            plan.append(Execution(notebook, dict(vars(run)), f"{notebook.stem}-{run.model}"))
     return plan
+
+
+def _one_run_a_model(profile: Profile) -> list[Run]:
+    if profile.frozen:
+        shown = {model: pick_run(profile, model) for model in profile.models}
+        return [run for model, run in shown.items() if run.model == model]
+    axes = (profile.datasets, profile.recipes, profile.protocols, [profile.epochs], profile.seeds)
+    setting = [axis[0] for axis in axes]
+    return [Run(profile.name, model, *setting) for model in profile.models]
 
 
 def check_parameters(execution: Execution) -> None:
@@ -109,7 +117,7 @@ def _attempt(execution: Execution, folder: Path) -> tuple[float, str]:
     try:
         return execute(execution, folder), ""
     except Exception as error:
-        return 0.0, str(error).strip().splitlines()[-1]
+        return 0.0, (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 def _use_threads(count: int) -> None:

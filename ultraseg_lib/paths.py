@@ -20,7 +20,7 @@ def data_dir() -> Path:
 
     A relative path counts from the repository, wherever a program or notebook is started.
     """
-    return (ROOT / os.environ.get("ULTRASEG_DATA", "data/raw")).resolve()
+    return (ROOT / (os.environ.get("ULTRASEG_DATA") or "data/raw")).resolve()
 
 
 def outputs_dir(profile: str | None = None) -> Path:
@@ -28,7 +28,7 @@ def outputs_dir(profile: str | None = None) -> Path:
 
     The committed record is read from the repository unless there is another in that folder.
     """
-    base = (ROOT / os.environ.get("ULTRASEG_OUTPUTS", "outputs")).resolve()
+    base = (ROOT / (os.environ.get("ULTRASEG_OUTPUTS") or "outputs")).resolve()
     if profile == "reference" and not (base / profile).exists():
         base = ROOT / "outputs"
     return base / profile if profile else base

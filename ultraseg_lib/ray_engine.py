@@ -4,6 +4,7 @@ Workers need the same packages, but neither the datasets nor a shared disk.
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import ray
 import torch
+from filelock import FileLock
 
 from ultraseg_lib.grid import Profile, Run, teachers_of
 from ultraseg_lib.paths import ROOT, whole_folder
@@ -22,6 +24,7 @@ from ultraseg_lib.study import RunData, load_run_data, run_once
 RETRIES = 3  # of a run whose worker died
 GPU_SHARE = 0.2  # of one GPU: small models leave most of a large one idle
 NOT_SENT = [".git", ".venv", "outputs", "data/raw", "notebooks", "docs", "tests"]
+OF_A_TEACHER = ("weights.safetensors", "scores.csv")  # all that `load_trained` reads
 Files = dict[str, bytes]
 
 
@@ -38,14 +41,21 @@ def _do_run(
     torch.set_num_threads(1)
     try:
         for each, files in given.items():
-            if not each.folder.exists():
-                _write_files(each, files)
+            _write_once(each, files)
         run_once(run, profile, frames=frames)
         files = _read_files(run)
         shutil.rmtree(run.folder)
         return files
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _write_once(run: Run, files: Files) -> None:
+    """Put a run's files in its folder unless they are there; students of one teacher take turns."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.folder.with_name(f".{run.run_id}.given.lock")):
+        if not run.folder.exists():
+            _write_files(run, files)
 
 
 def _read_files(run: Run) -> Files:
@@ -65,6 +75,8 @@ class RayPool:
 
     Ray keeps the queue: each run asks for one core, and for a share of a GPU where there are any.
     """
+
+    jobs = math.inf  # Ray lets runs wait
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
@@ -89,25 +101,14 @@ class RayPool:
         if self.started:
             ray.shutdown()
 
-    def has_room(self) -> bool:
-        """Return True: Ray lets runs wait."""
-        return True
-
-    def busy(self) -> bool:
-        """Return whether any run is under way or waits."""
-        return bool(self.active)
-
-    def epochs(self, run: Run) -> int:
-        """Return a run's epochs once its files are back: those under way are on other machines."""
-        return run.epochs if run.is_complete else 0
-
     def start(self, run: Run) -> None:
         """Hand a run to the cluster; its frames are sent once for all runs on them."""
         key = (run.dataset, run.protocol)
         if key not in self.frames:
             self.frames[key] = ray.put(load_run_data(run, self.profile))
-        needed = (*teachers_of(run, self.profile), run)
-        given = {each: _read_files(each) for each in needed if each.folder.exists()}
+        given = {run: _read_files(run)} if run.folder.exists() else {}
+        for teacher in teachers_of(run, self.profile):
+            given[teacher] = {name: (teacher.folder / name).read_bytes() for name in OF_A_TEACHER}
         self.active[run] = self.task.remote(run, self.profile, self.frames[key], given, self.study)
 
     def finished(self) -> list[tuple[Run, str | None]]:

@@ -62,9 +62,7 @@ def bootstrap_interval(
     return Interval(float(table.mean()), float(low), float(high))
 
 
-def paired_test(
-    a: ArrayLike, b: ArrayLike, level: float = 0.95, resamples: int = 9999, seed: int = 0
-) -> PairedTest:
+def paired_test(a: ArrayLike, b: ArrayLike, resamples: int = 9999, seed: int = 0) -> PairedTest:
     """Test whether two models score alike on the same images.
 
     If they do, the sign of each image's difference is a coin toss: the p-value is the two-sided
@@ -76,7 +74,6 @@ def paired_test(
     Args:
         a: (images,) or (seeds, images), finite.
         b: the same shape; its images, and its seeds, in the same order.
-        level: coverage of the interval of the difference.
         resamples: draws for the interval and for the p-value, whose floor is 2 / (resamples + 1).
         seed: of the random draws.
 
@@ -96,7 +93,7 @@ def paired_test(
         raise ValueError(f"a has shape {a.shape} and b {b.shape}; pairs need the same images.")
     difference = a - b
     p_value = _sign_flip_p_value(difference.mean(axis=0), resamples, seed)
-    interval = bootstrap_interval(difference, level, resamples, seed)
+    interval = bootstrap_interval(difference, resamples=resamples, seed=seed)
     return PairedTest(*interval, p_value)
 
 

@@ -131,7 +131,7 @@ def _load_mixed(profile: Profile) -> Frames:
     if not set(names) & set(MIXED):
         raise FileNotFoundError(f"mixed: none of {', '.join(MIXED)} is below {data_dir()}")
     frames = {name: load_frames_of(name, profile) for name in names}
-    trained, _ = mixed_frames(frames, near_duplicates_of(frames.values()))
+    trained = mixed_frames(frames, near_duplicates_of(frames.values()))
     tests = [frames[name].part("test") for name in names if name in MIXED]
     return data.join_frames([trained, *tests])
 
@@ -433,12 +433,17 @@ def epochs_done(run: Run) -> int:
 def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
     """Return the scores of one run, training it here, with a progress bar, if the ledger lacks it.
 
-    The run that teaches it comes first.
+    The run that teaches it comes first. Raises ValueError for a run that a frozen profile lacks.
     """
-    for teacher in teachers_of(run, profile):
-        ensure_run(teacher, profile)
     if run.is_complete:
         return read_scores(run) if profile.frozen else run_once(run, profile)
+    if profile.frozen:
+        raise ValueError(
+            f"{run.run_id} is not in the record {profile.name}, which is shown, not trained; name a"
+            " run that is, or choose lite or full"
+        )
+    for teacher in teachers_of(run, profile):
+        ensure_run(teacher, profile)
     with tqdm(total=run.epochs, initial=epochs_done(run), unit="epoch", desc=run.run_id) as bar:
         return run_once(run, profile, on_epoch=lambda row: bar.update())
 

@@ -67,7 +67,7 @@ RECIPES = {
 }
 RECIPES["multiscale"] = replace(RECIPES["strong"], augmentation="multiscale")
 COMPILE_FROM = 5_000  # steps of a run on a GPU
-HISTORY_COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice", "seconds")
+PREDICTED = 8  # images at a time
 WEIGHT_COLUMN = "weight:"  # then a name: one more column for each weight that is a single number
 
 
@@ -153,7 +153,7 @@ def learned_scalars(model: nn.Module) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def predict_probs(model: nn.Module, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+def predict_probs(model: nn.Module, images: np.ndarray) -> np.ndarray:
     """Return probability maps (N, H, W) uint8 (0 to 255 stands for 0 to 1) of images (N, H, W, 3).
 
     Rounding keeps the decision at 0.5: 128 and above is polyp.
@@ -161,12 +161,10 @@ def predict_probs(model: nn.Module, images: np.ndarray, batch_size: int = 8) -> 
     model.eval()
     device = next(model.parameters()).device
     maps = np.empty(images.shape[:3], np.uint8)
-    for start in range(0, len(images), batch_size):
-        image = to_tensor(images[start : start + batch_size]).to(device)
-        prob = model(image).logits[:, 0].sigmoid()
-        maps[start : start + batch_size] = (
-            (prob * 256).clamp_(max=255).to(torch.uint8).cpu().numpy()
-        )
+    for start in range(0, len(images), PREDICTED):
+        rows = slice(start, start + PREDICTED)
+        prob = model(to_tensor(images[rows]).to(device)).logits[:, 0].sigmoid()
+        maps[rows] = (prob * 256).clamp_(max=255).to(torch.uint8).cpu().numpy()
     return maps
 
 
@@ -187,6 +185,7 @@ def _make_scheduler(
     """Return a schedule that is stepped after every batch and ends after ``steps``."""
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    steps += steps == 10  # a rise over a tenth of 10 is over at step 0: PyTorch divides by that 0
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1
     )
@@ -312,9 +311,13 @@ class Trainer:
                 f"epoch {epoch}: the loss is not finite; lower the learning rate"
             )
         dice = validation_dice(self.evaluated_model, self.val_frames)
-        rate = self.scheduler.get_last_lr()[0]
-        values = (epoch, rate, loss, dice, time.perf_counter() - began)
-        row = dict(zip(HISTORY_COLUMNS, values, strict=True))
+        row = {
+            "epoch": epoch,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "train_loss": loss,
+            "val_dice": dice,
+            "seconds": time.perf_counter() - began,
+        }
         return row | learned_scalars(self.evaluated_model)
 
     def _is_out_of_patience(self) -> bool:

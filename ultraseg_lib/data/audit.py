@@ -109,7 +109,7 @@ def near_duplicates(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     cannot be decoded.
     """
     table = pd.concat(list(tables), ignore_index=True)
-    pictures = each_file(_read_thumbnail, table["image"], "compare images")
+    pictures = list(each_file(_read_thumbnail, table["image"], "compare images"))
     return _duplicates(table[["dataset", "image_id"]], np.stack(pictures))
 
 

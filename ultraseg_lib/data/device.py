@@ -1,6 +1,7 @@
 """Training frames that live on a GPU: kept there as uint8, augmented there by the same draws."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from ultraseg_lib.data.augmentation import (
 )
 from ultraseg_lib.data.loading import Batch, Frames
 
+GPU_FIX = "pip install -e '.[gpu]', or delete .venv, then ./run_all.sh"
 _PADDING = {cv2.BORDER_CONSTANT: "zeros", cv2.BORDER_REFLECT_101: "reflection"}
 
 
@@ -24,10 +26,12 @@ class DeviceFrames:
     """Frames (N, S, S) copied to ``device`` once; batches are made without leaving it.
 
     Order, geometry and colours are drawn as `loading.training_batches` draws them, so both give the
-    same batches, up to the rounding of the interpolation. Needs kornia (the extra ``gpu``).
+    same batches, up to the rounding of the interpolation. Raises ModuleNotFoundError without kornia.
     """
 
     def __init__(self, frames: Frames, device: torch.device) -> None:
+        if find_spec("kornia") is None:
+            raise ModuleNotFoundError(f"kornia, which augments on a GPU, is missing: {GPU_FIX}")
         self.images = torch.tensor(np.asarray(frames.images), device=device).permute(0, 3, 1, 2)
         self.masks = torch.tensor(np.asarray(frames.masks), device=device)[:, None] > 0
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,11 @@ def read_mask(path: str | Path) -> tuple[np.ndarray, bool]:
     return binary, not np.array_equal(binary, brightest)
 
 
-def read_pair(
-    image: str | Path, mask: str | Path, size: int
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Read one image and its mask, squashed to (size, size) as the paper does (section 4.1).
+def read_pair(image: str | Path, mask: str | Path) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Read one image and its mask.
 
-    Returns image (size, size, 3) uint8, mask (size, size) uint8 of 0 and 255, and whether the mask
-    file was not binary. Raises DataError where the two differ in size.
+    Returns image (H, W, 3) uint8, mask (H, W) uint8 of 0 and 255, and whether the mask file was not
+    binary. Raises DataError where a file cannot be decoded or the two differ in size.
     """
     pixels = read_image(image)
     binary, was_grey = read_mask(mask)
@@ -94,19 +93,26 @@ def read_pair(
             f"{mask}: mask is {binary.shape[1]}×{binary.shape[0]}, its image"
             f" {pixels.shape[1]}×{pixels.shape[0]} ({image}); both must have one size"
         )
-    small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
-    return small, cv2.resize(binary, (size, size), interpolation=cv2.INTER_NEAREST), was_grey
+    return pixels, binary, was_grey
 
 
-def each_file(work: Callable[[Any], Any], files: Iterable[Any], label: str) -> list[Any]:
-    """Do ``work`` on every file (or pair of files) on all cores; return the results in order.
+def _read_squashed(pair: tuple[str, str], size: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Read a pair, both squashed to (size, size) as the paper does (section 4.1)."""
+    pixels, binary, was_grey = read_pair(*pair)
+    image = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    mask = cv2.resize(binary, (size, size), interpolation=cv2.INTER_NEAREST)
+    return image, mask, was_grey
+
+
+def each_file(work: Callable[[Any], Any], files: Iterable[Any], label: str) -> Iterator[Any]:
+    """Do ``work`` on every file (or pair of files) on all cores; yield the results in order.
 
     Shows progress if it takes over 2 seconds.
     """
     files = list(files)
     with ThreadPool(os.cpu_count() or 1) as pool:  # threads: OpenCV lets go of Python's lock
         done = pool.imap(work, files)
-        return list(tqdm(done, label, len(files), disable=None, leave=False, delay=2))
+        yield from tqdm(done, label, len(files), disable=None, leave=False, delay=2)
 
 
 @dataclass(frozen=True)
@@ -162,10 +168,9 @@ def _fill_cache(table: pd.DataFrame, size: int, folder: Path) -> None:
     grey = 0
     pairs = zip(table["image"], table["mask"], strict=True)
     name = table["dataset"].iloc[0]
-    for row, pair in enumerate(
-        tqdm(pairs, f"decode {name}", len(table), disable=None, leave=False)
-    ):
-        images[row], masks[row], was_grey = read_pair(*pair, size)
+    decoded = each_file(partial(_read_squashed, size=size), pairs, f"decode {name}")
+    for row, (image, mask, was_grey) in enumerate(decoded):
+        images[row], masks[row] = image, mask
         grey += was_grey
     if grey:
         warnings.warn(

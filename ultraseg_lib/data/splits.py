@@ -3,10 +3,11 @@
 A split file ``data/splits/<dataset>-<scheme>.txt`` holds one line an image: part, tab, image_id.
 Schemes: ``random`` (drawn image by image), ``sequence`` (drawn by whole sequences), ``official``
 (the test list that the dataset's authors publish), ``pranet`` (the lists of PraNet, which many papers use).
+A new one: ``write_split(make_split(table), split_path(dataset))``.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -77,21 +78,6 @@ def make_grouped_split(table: pd.DataFrame, seed: int = 0) -> pd.Series:
     part_of = dict.fromkeys(sizes.index, "train") | dict.fromkeys(test, "test")
     parts = table["sequence"].map(part_of | dict.fromkeys(val, "val"))
     return pd.Series(parts.to_numpy(), pd.Index(table["image_id"], name="image_id"), name="part")
-
-
-def split_from_lists(train: Collection[str], test: Collection[str], seed: int = 0) -> pd.Series:
-    """Return the split of two published lists; a tenth of ``train`` becomes val.
-
-    Raises DataError for an image that stands in both lists or twice in one.
-    """
-    names = pd.Index([*train, *test], name="image_id")
-    twice = names[names.duplicated()]
-    if len(twice):
-        raise DataError(f"the lists name {len(twice)} images twice, for example {twice[0]}")
-    parts = pd.Series("train", index=names, name="part")
-    parts[list(test)] = "test"
-    parts[list(_first_share(train, VAL_SHARE, seed + 1))] = "val"
-    return parts
 
 
 def split_path(dataset: str, scheme: str = "random") -> Path:
@@ -198,18 +184,16 @@ def mixed_parts(
     return joined[~leaks].reset_index(drop=True), left_out
 
 
-def mixed_frames(
-    frames: Mapping[str, Frames], duplicates: pd.DataFrame
-) -> tuple[Frames, pd.DataFrame]:
-    """Return the frames of `mixed_parts`, all of one size, and the table of what was left out."""
-    joined, left_out = mixed_parts({name: each.table for name, each in frames.items()}, duplicates)
+def mixed_frames(frames: Mapping[str, Frames], duplicates: pd.DataFrame) -> Frames:
+    """Return the frames of the joined table of `mixed_parts`, all of one size."""
+    joined, _ = mixed_parts({name: each.table for name, each in frames.items()}, duplicates)
     keys = set(_keys(joined))
     chosen = [
         each.select(pd.Series([key in keys for key in _keys(each.table)]).to_numpy())
         for name, each in frames.items()
         if name in MIXED
     ]
-    return join_frames(chosen), left_out
+    return join_frames(chosen)
 
 
 def keep_share(frames: Frames, share: float) -> Frames:
