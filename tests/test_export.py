@@ -10,6 +10,7 @@ from deployed import generated_image, lively_model, trained_logits
 from ultraseg_lib.__main__ import main
 from ultraseg_lib.deploy import backends, export
 from ultraseg_lib.models import create_model
+from ultraseg_lib.training import save_weights
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the deploy extras")
 onnx = pytest.importorskip("onnx")
@@ -86,3 +87,14 @@ def test_export_without_onnx_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     assert main(["export", "--models", "ultraseg_130k", "-o", str(tmp_path)]) == 2
     assert "onnx missing: pip install -e '.[deploy]'" in capsys.readouterr().err
+
+
+def test_weights_are_exported_at_the_size_of_their_training(tmp_path):
+    save_weights(create_model("ultraseg_108k"), tmp_path / "weights.safetensors")
+    config = {"inputs": {"images": {"size": 64}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ["--models", "ultraseg_108k", "--weights", str(tmp_path / "weights.safetensors")]
+    assert main(["export", *words, "-o", str(tmp_path)]) == 0
+    graph = onnx.load(next(tmp_path.rglob("*.onnx")))
+    shape = graph.graph.input[0].type.tensor_type.shape.dim
+    assert [side.dim_value for side in shape[1:]] == [3, 64, 64]

@@ -44,12 +44,6 @@ def _folder(text: str) -> Path:
     return Path(text).resolve()
 
 
-def _add_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--size", type=_at_least_one, default=256, help="side of the image (default: 256)"
-    )
-
-
 def _add_data_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=_folder, metavar="DIR", default=argparse.SUPPRESS,
@@ -225,8 +219,10 @@ def command_study(args: argparse.Namespace) -> int:
 
 def _tell_band(run: "Run") -> None:
     """Say how far a run is from the committed one of its name, where there is one."""
-    from ultraseg_lib.study import compare_with_record, read_scores
+    from ultraseg_lib.study import compare_with_record, parse_run_id, read_scores
 
+    if not parse_run_id("reference", run.run_id).is_complete:
+        return
     for row in compare_with_record(run.run_id, read_scores(run)).itertuples():
         verdict = "within" if row.within else "OUTSIDE"
         print(f"{row.test_set:<22} Dice {row.again:.3f}, the committed run {row.committed:.3f}:"
@@ -285,7 +281,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=_at_least_one, help="cores (default: a row on 1, a row on all)"
     )
-    _add_size(parser)
+    parser.add_argument(
+        "--size", type=_at_least_one, default=256, help="side of the image (default: 256)"
+    )
     parser.add_argument(
         "--frames", type=_at_least_one, default=200, help="timed frames a row, 10 at least"
     )
@@ -301,15 +299,16 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def command_export(args: argparse.Namespace) -> int:
     """Write models in their exact inference form as ONNX and OpenVINO files."""
     from ultraseg_lib.deploy.export import export
-    from ultraseg_lib.models import create_model
     from ultraseg_lib.paths import outputs_dir
-    from ultraseg_lib.weights import find_weights, shipped_weights
+    from ultraseg_lib.variants import build_model
+    from ultraseg_lib.weights import IMAGE_SIZE, find_weights, shipped_weights, trained_size
 
     for name in args.models or filter(shipped_weights, ("ultraseg_108k", "ultraseg_130k")):
         untrained = args.untrained and not (args.weights or shipped_weights(name))
         weights = None if untrained else find_weights(name, args.weights)
-        model = create_model(name, weights=weights)
-        files = export(name, model, args.output or outputs_dir("export"), args.size, weights)
+        size = args.size or (trained_size(weights) if weights else IMAGE_SIZE)
+        model = build_model(name, weights)
+        files = export(name, model, args.output or outputs_dir("export"), size, weights)
         print(f"{name} ({weights or 'untrained'}):", *files, sep="\n  ")
     return 0
 
@@ -323,7 +322,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help=".safetensors, or a dataset's name for its shipped ones (default: the best)",
     )
     parser.add_argument("--untrained", action="store_true", help="models without weights too")
-    _add_size(parser)
+    parser.add_argument(
+        "--size", type=_at_least_one, help="side of the image (default: that of the training)"
+    )
     parser.add_argument("-o", "--output", type=Path, help="folder (default: outputs/export)")
 
 

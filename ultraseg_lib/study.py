@@ -542,12 +542,9 @@ def compare_with_record(run_id: str, again: pd.DataFrame) -> pd.DataFrame:
     """Compare a run that was done again with the committed run of its name: a row a test set.
 
     ``again``: its scores. Columns: test_set, images, committed and again (mean Dice per image),
-    difference, within (the band). Empty where the record has no such run.
+    difference, within (the band). Raises FileNotFoundError where the record has no such run.
     """
-    columns = ["test_set", "images", "committed", "again", "difference", "within"]
     committed = parse_run_id("reference", run_id)
-    if not committed.is_complete:
-        return pd.DataFrame(columns=columns)
     own = MIXED if committed.dataset == "mixed" else (committed.dataset,)
     both = read_scores(committed).merge(again, on=["test_set", "image_id"], validate="1:1")
     rows = []
@@ -555,4 +552,5 @@ def compare_with_record(run_id: str, again: pd.DataFrame) -> pd.DataFrame:
         first, second = dice.mean()
         within = abs(second - first) <= (BAND if test_set in own else BAND_ELSEWHERE)
         rows.append((test_set, len(dice), first, second, second - first, within))
+    columns = ["test_set", "images", "committed", "again", "difference", "within"]
     return pd.DataFrame(rows, columns=columns)
