@@ -142,29 +142,34 @@ def test_caption_of_the_front_picture_is_true_of_the_demo():
 def test_readme_says_how_far_the_backends_agree():
     bench = json.loads((ROOT / "outputs/reference/bench/bench.json").read_text())
     moved = {"float32": [], "bfloat16": []}
+    worst = 0.0
     for row in bench["real_images"]:
         moved[row["precision"]].append(1 - row["pixels_equal"])
+        worst = max(worst, 1 - row["pixels_equal_worst"])
     assert max(moved["float32"]) < 5e-6
     assert 0.5e-3 < min(moved["bfloat16"]) <= max(moved["bfloat16"]) < 1.5e-3
     readme = (ROOT / "README.md").read_text()
     assert "all but a few pixels in a million" in readme
-    assert "about one pixel in a thousand" in readme
+    assert "about one pixel in a thousand, and one in forty on the worst of 200 frames" in readme
+    assert 0.02 < worst < 0.03
 
 
 def test_repeats_stay_within_the_band_that_the_record_states():
     repeats = list((ROOT / "outputs/reference/repeats").glob("*/*/scores.csv"))
     assert repeats
     for path in repeats:
-        table = study.compare_with_record(path.parent.name, pd.read_csv(path))
+        table = study.compare_with_record(path.parent)
         assert table["images"].sum() == len(pd.read_csv(path))
         assert table["within"].all()
 
 
-def test_a_repeat_out_of_the_band_is_told():
+def test_a_repeat_out_of_the_band_is_told(tmp_path):
     path = next((ROOT / "outputs/reference/repeats").glob("*/*/scores.csv"))
     again = pd.read_csv(path)
-    worse = again.assign(dice=again["dice"] - 0.03)
-    table = study.compare_with_record(path.parent.name, worse).set_index("test_set")
+    folder = tmp_path / path.parent.name
+    folder.mkdir()
+    again.assign(dice=again["dice"] - 0.03).to_csv(folder / "scores.csv", index=False)
+    table = study.compare_with_record(folder).set_index("test_set")
     assert not table["within"]["cvc_clinicdb"]  # 0.03 is too much on the own test part
     assert table["within"]["etis_larib"]  # and allowed elsewhere
 

@@ -96,11 +96,9 @@ def leads(ledger: pd.DataFrame) -> str:
     rows = []
     for _, row in table.iterrows():
         titles = [model_title(row[side]) for side in ("model", "other")]
-        printed = [papers.get((title, row["dataset"], row["tested"])) for title in titles]
-        ahead = (
-            row["batch_a"] - row["batch_b"],
-            None if None in printed else printed[0] - printed[1],
-        )
+        places = [(title, row["dataset"], row["tested"]) for title in titles]
+        ours, other = (papers.get(place, float("nan")) for place in places)
+        ahead = (row["batch_a"] - row["batch_b"], ours - other)
         rows.append([
             " − ".join(titles), external.training_title(row["dataset"]), dataset_title(row["tested"]),
             _setting(row), _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
@@ -139,7 +137,7 @@ def repeats() -> str:
     rows = []
     for path in sorted((outputs_dir("reference") / "repeats").glob("*/*/scores.csv")):
         run_id, how = path.parent.name, path.parent.parent.name
-        for row in study.compare_with_record(run_id, pd.read_csv(path)).itertuples():
+        for row in study.compare_with_record(path.parent).itertuples():
             levels = (f"{row.committed:.3f}", f"{row.again:.3f}", f"{row.difference:+.3f}")
             rows.append([f"`{run_id}`", how, dataset_title(row.test_set), row.images, *levels])
     head = ["run", "repeated", "tested on", "images", "Dice per image", "again", "difference"]

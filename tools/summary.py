@@ -17,7 +17,7 @@ from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import outputs_dir, whole_file
 from ultraseg_lib.report import external, tables
-from ultraseg_lib.report.benchmark_figures import ENGINES, REAL_TIME
+from ultraseg_lib.report.benchmark_figures import ENGINES, REAL_TIME, one_core
 from ultraseg_lib.report.figures import PALETTE, use_style
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
@@ -41,16 +41,15 @@ def dice_rows() -> pd.DataFrame:
     ours = tables.main_table(tables.longest_runs(ledger[chosen])).set_index("title")
     printed = tables.paper_table3().query("dataset == @SHOWN['dataset']").set_index("title")
     sizes = {info.title: count_parameters(create_model(name)) for name, info in MODELS.items()}
-    table = pd.DataFrame({"paper": printed["paper_dice"], "ours": ours["batch_pooled_dice"]})
-    return table.assign(parameters=table.index.map(sizes)).dropna(subset="parameters").reset_index()
+    table = printed[["paper_dice"]].rename(columns={"paper_dice": "paper"})
+    ours = ours["batch_pooled_dice"].rename("ours")
+    return table.join(ours).assign(parameters=table.index.map(sizes)).sort_index().reset_index()
 
 
 def speed_rows() -> pd.DataFrame:
     """Return engine and fps of UltraSeg-130K on one core in float32, slowest first."""
     bench = json.loads((outputs_dir("reference") / "bench" / "bench.json").read_text("utf-8"))
-    rows = pd.DataFrame(bench["rows"]).query(
-        "model == 'ultraseg_130k' and precision == 'float32' and threads == 1 and isa == 'all'"
-    )
+    rows = one_core(pd.DataFrame(bench["rows"])).query("model == 'ultraseg_130k'")
     rows = rows.assign(engine=rows["backend"].map(ENGINES), fps=1000 / rows["median_ms"])
     return rows[["engine", "fps"]].sort_values("fps", ignore_index=True).assign(cpu=bench["cpu"])
 

@@ -219,11 +219,11 @@ def command_study(args: argparse.Namespace) -> int:
 
 def _tell_band(run: "Run") -> None:
     """Say how far a run is from the committed one of its name, where there is one."""
-    from ultraseg_lib.study import compare_with_record, parse_run_id, read_scores
+    from ultraseg_lib.study import compare_with_record, parse_run_id
 
     if not parse_run_id("reference", run.run_id).is_complete:
         return
-    for row in compare_with_record(run.run_id, read_scores(run)).itertuples():
+    for row in compare_with_record(run.folder).itertuples():
         verdict = "within" if row.within else "OUTSIDE"
         print(f"{row.test_set:<22} Dice {row.again:.3f}, the committed run {row.committed:.3f}:"
               f" {row.difference:+.3f}, {verdict} the band")  # fmt: skip

@@ -244,8 +244,12 @@ def read_config(run: Run) -> dict[str, Any]:
 
 def read_scores(run: Run) -> pd.DataFrame:
     """Return the ``scores.csv`` of a complete run; names stay text, also where they look like numbers."""
+    return _read_scores(run.folder)
+
+
+def _read_scores(folder: Path) -> pd.DataFrame:
     text = dict.fromkeys(("run_id", "test_set", "image_id", "center", "modality"), str)
-    return pd.read_csv(run.folder / "scores.csv", dtype=text, keep_default_na=False)
+    return pd.read_csv(folder / "scores.csv", dtype=text, keep_default_na=False)
 
 
 def check_complete(run: Run, profile: Profile) -> None:
@@ -532,25 +536,25 @@ def read_ledger(profile: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-BAND, BAND_ELSEWHERE = (
-    0.02,
-    0.04,
-)  # of a repeat's mean Dice: on its own test part, on other datasets
+# How far the mean Dice of a repeat may be: on its own test part, and on other datasets.
+BAND, BAND_ELSEWHERE = 0.02, 0.04
 
 
-def compare_with_record(run_id: str, again: pd.DataFrame) -> pd.DataFrame:
+def compare_with_record(folder: Path) -> pd.DataFrame:
     """Compare a run that was done again with the committed run of its name: a row a test set.
 
-    ``again``: its scores. Columns: test_set, images, committed and again (mean Dice per image),
-    difference, within (the band). Raises FileNotFoundError where the record has no such run.
+    ``folder``: of the repeat, named by its run_id. Columns: test_set, images, committed and again
+    (mean Dice per image), difference, within (the band). Raises FileNotFoundError where the record
+    has no such run.
     """
-    committed = parse_run_id("reference", run_id)
+    committed = parse_run_id("reference", folder.name)
     own = MIXED if committed.dataset == "mixed" else (committed.dataset,)
-    both = read_scores(committed).merge(again, on=["test_set", "image_id"], validate="1:1")
+    first, again = _read_scores(committed.folder), _read_scores(folder)
+    both = first.merge(again, on=["test_set", "image_id"], validate="1:1")
     rows = []
     for test_set, dice in both.groupby("test_set", sort=False)[["dice_x", "dice_y"]]:
-        first, second = dice.mean()
-        within = abs(second - first) <= (BAND if test_set in own else BAND_ELSEWHERE)
-        rows.append((test_set, len(dice), first, second, second - first, within))
+        before, now = dice.mean()
+        within = abs(now - before) <= (BAND if test_set in own else BAND_ELSEWHERE)
+        rows.append((test_set, len(dice), before, now, now - before, within))
     columns = ["test_set", "images", "committed", "again", "difference", "within"]
     return pd.DataFrame(rows, columns=columns)

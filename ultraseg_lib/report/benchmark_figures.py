@@ -52,6 +52,11 @@ def paper_table4() -> pd.DataFrame:
     return printed.assign(name=printed["model"].map(names)).set_index("name")
 
 
+def one_core(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of float32 on one core with all its instruction sets."""
+    return rows.query("precision == 'float32' and threads == 1 and isa == 'all'")
+
+
 def fastest(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the fastest deployed float32 row (not eager) of each model."""
     deployed = rows[(rows["backend"] != "eager") & (rows["precision"] == "float32")]

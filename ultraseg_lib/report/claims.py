@@ -40,7 +40,7 @@ from ultraseg_lib.report.architecture_figures import (
     side_of,
     without_groupnorm,
 )
-from ultraseg_lib.report.benchmark_figures import ENGINES
+from ultraseg_lib.report.benchmark_figures import ENGINES, one_core
 from ultraseg_lib.report.figures import PALETTE, dataset_title
 from ultraseg_lib.report.printed import Counts, Finding
 from ultraseg_lib.report.tables import (
@@ -103,8 +103,7 @@ class Evidence:
         """
         lines, machine = _read_bench(self.profile)
         columns = ["model", "backend", "precision", "threads", "isa", "median_ms"]
-        rows = pd.DataFrame(lines, columns=columns)
-        rows = rows.query("precision == 'float32' and threads == 1 and isa == 'all'")
+        rows = one_core(pd.DataFrame(lines, columns=columns))
         # Of two rows alike the last counts: it is of the longer run.
         fps = 1000 / rows.pivot_table("median_ms", "model", "backend", "last")
         found = pd.DataFrame({"parameters": _parameters(), "eager": fps.get("eager")}).dropna()
