@@ -8,6 +8,11 @@
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define HAS_TILES
+#endif
 
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(64)));
@@ -57,7 +62,7 @@ INLINE vec gelu(vec x) {  // x (1/2 + c P(c^2)), c = x within +-5; error below 1
 }
 
 struct View { float* at; long rs, ps; };
-struct Conv { const float *weight, *bias; int out, rows, run, step, activation, half; };
+struct Conv { const float *weight, *bias; int out, rows, run, step, activation, half, pairs; };
 
 #ifdef __AVX512BF16__
 INLINE void add_pair(vec& sum, const float* pair, vec w) {  // two products of bfloat16 a lane
@@ -74,27 +79,63 @@ INLINE void add_pair(vec&, const float*, vec) {}
 static void narrow(const float*, float*, long) {}
 #endif
 
+#ifdef HAS_TILES  // the matrix unit (AMX): 16 pixels, 16 outputs and up to 32 inputs at once
+static bool can_tile() {  // Linux grants a process its registers on request
+    static const bool granted = !syscall(SYS_arch_prctl, 0x1023, 18);
+    return granted;
+}
+static void shape_tiles(int pairs) {  // 0 to 3: sums; 4 to 6: weights; 7: pixels
+    struct { uint8_t palette = 1, rest[15] = {}; uint16_t bytes[16] = {}; uint8_t lines[16] = {}; } s;
+    EACH(i, 8) s.bytes[i] = i == 7 ? 4 * pairs : 64, s.lines[i] = i > 3 && i < 7 ? pairs : 16;
+    _tile_loadconfig(&s);
+}
+#define EACH_TILE(N, DO) DO(0, 4) if (N > 1) { DO(1, 5) } if (N > 2) { DO(2, 6) } if (N > 3) { DO(3, 4) }
+#define TILE_BIAS(n, w) _tile_loadd(n, bias + 16 * n, 0);
+#define TILE_ADD(n, w) _tile_loadd(w, weight + 16 * n, 4l * c.out); _tile_dpbf16ps(n, 7, w);
+#define TILE_STORE(n, w) _tile_stored(n, acc + n, 64 * N);
+template <int N>
+INLINE void tile_sums(const Conv& c, const float* weight, const float* bias, const float* src, long rs,
+                      long ps, vec* acc) {
+    EACH_TILE(N, TILE_BIAS)
+    EACH(y, c.rows) for (int j = 0; j < c.run; j += c.pairs, weight += (long)c.pairs * c.out) {
+        _tile_loadd(7, src + y * rs + j, 4 * ps);
+        EACH_TILE(N, TILE_ADD)
+    }
+    EACH_TILE(N, TILE_STORE)
+}
+#else
+static bool can_tile() { return false; }
+static void shape_tiles(int) {}
+template <int N>
+INLINE void tile_sums(const Conv&, const float*, const float*, const float*, long, long, vec*) {}
+#endif
+
+enum Kind { FLOAT, HALF, TILES };  // what a convolution multiplies with
+
 // N x 16 outputs of P neighbouring pixels: `run` inputs (columns x channels) from each of the rows.
-template <int N, int P, bool Half>
+template <int N, int P, Kind K>
 INLINE void pixels(const Conv& c, const float* weight, const float* bias, const float* src, long rs,
                    long ps, float* dst, long dps, const float* residual, long rps, vec* s, vec* q) {
     vec acc[P][N];
-    UNROLL(p, P) UNROLL(n, N) acc[p][n] = load(bias + 16 * n);
-    int y = c.rows;
-    do {
-        const float* from = src;
-        int j = c.run;
+    if (K == TILES) tile_sums<N>(c, weight, bias, src, rs, ps, acc[0]);
+    else {
+        UNROLL(p, P) UNROLL(n, N) acc[p][n] = load(bias + 16 * n);
+        int y = c.rows;
         do {
-            vec w[N];
-            UNROLL(n, N) w[n] = load(weight + 16 * n);
-            UNROLL(p, P) UNROLL(n, N) {
-                if (Half) add_pair(acc[p][n], from + p * ps, w[n]);
-                else acc[p][n] += from[p * ps] * w[n];
-            }
-            weight += c.out, from++;
-        } while (--j);
-        src += rs;
-    } while (--y);
+            const float* from = src;
+            int j = c.run;
+            do {
+                vec w[N];
+                UNROLL(n, N) w[n] = load(weight + 16 * n);
+                UNROLL(p, P) UNROLL(n, N) {
+                    if (K == HALF) add_pair(acc[p][n], from + p * ps, w[n]);
+                    else acc[p][n] += from[p * ps] * w[n];
+                }
+                weight += c.out, from++;
+            } while (--j);
+            src += rs;
+        } while (--y);
+    }
     if (residual) UNROLL(p, P) UNROLL(n, N) acc[p][n] += load(residual + p * rps + 16 * n);
     if (dst) UNROLL(p, P) UNROLL(n, N) store(dst + p * dps + 16 * n, acc[p][n]);
     if (c.activation) EACH(p, P) EACH(n, N) {
@@ -112,7 +153,7 @@ INLINE void pixels(const Conv& c, const float* weight, const float* bias, const 
 }
 
 // `Distance` is in.ps where it is known at compile time: sixteen pointers fit no register file.
-template <int N, int P, bool Half, int Distance>
+template <int N, int P, Kind K, int Distance>
 static void rows(const Conv& c, int first, View in, View out, View add, int height, int width,
                  double* stats) {
     const long ps = Distance ? Distance : in.ps;
@@ -126,11 +167,11 @@ static void rows(const Conv& c, int first, View in, View out, View add, int heig
         auto plus = [&](int x) { return residual ? residual + x * add.ps : nullptr; };
         int x = 0;
         for (; x + P <= width; x += P)
-            pixels<N, P, Half>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
-                         stats ? s : nullptr, q);
+            pixels<N, P, K>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
+                            stats ? s : nullptr, q);
         for (; x < width; x++)
-            pixels<N, 1, Half>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
-                         stats ? s : nullptr, q);
+            pixels<N, 1, K == TILES ? HALF : K>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps,
+                                                plus(x), add.ps, stats ? s : nullptr, q);
         if (stats) EACH(n, N) EACH(i, 16) {
             stats[first + 16 * n + i] += s[n][i];
             stats[c.out + first + 16 * n + i] += q[n][i];
@@ -138,24 +179,30 @@ static void rows(const Conv& c, int first, View in, View out, View add, int heig
     }
 }
 
-using Rows = decltype(&rows<1, 1, false, 0>);
-template <int N, int P, bool Half, int... Distances>
+using Rows = decltype(&rows<1, 1, FLOAT, 0>);
+template <int N, int P, Kind K, int... Distances>
 static Rows choose(long ps) {
-    Rows found = rows<N, P, Half, 0>;
-    ((ps == Distances ? void(found = rows<N, P, Half, Distances>) : void()), ...);
+    Rows found = rows<N, P, K, 0>;
+    ((ps == Distances ? void(found = rows<N, P, K, Distances>) : void()), ...);
     return found;
 }
 
 static void apply(const Conv& c, View in, View out, View add, int height, int width, double* stats) {
+    const bool tiles = c.pairs && width >= 16;
+    if (tiles) shape_tiles(c.pairs);
     for (int first = 0, n; first < c.out; first += 16 * n) {
         const int left = c.out - first;
-        n = left % 48 == 0 ? 3 : left % 32 == 0 ? 2 : 1;
-        Rows run = c.half ? (n == 3   ? choose<3, 8, true, 8, 24, 32, 48>(in.ps)
-                             : n == 2 ? choose<2, 8, true, 24, 32, 48>(in.ps)
-                                      : choose<1, 16, true, 3, 4, 6, 8, 16>(in.ps))
-                          : (n == 3   ? choose<3, 8, false, 16, 48, 64, 96>(in.ps)
-                             : n == 2 ? choose<2, 8, false, 48, 64, 96>(in.ps)
-                                      : choose<1, 16, false, 6, 8, 12, 16, 32>(in.ps));
+        n = left % 48 == 0 ? 3 : tiles && left % 64 == 0 ? 4 : left % 32 == 0 ? 2 : 1;
+        Rows run = tiles    ? (n == 4   ? choose<4, 16, TILES>(0)
+                               : n == 3 ? choose<3, 16, TILES>(0)
+                               : n == 2 ? choose<2, 16, TILES>(0)
+                                        : choose<1, 16, TILES>(0))
+                   : c.half ? (n == 3   ? choose<3, 8, HALF, 8, 24, 32, 48>(in.ps)
+                               : n == 2 ? choose<2, 8, HALF, 24, 32, 48>(in.ps)
+                                        : choose<1, 16, HALF, 3, 4, 6, 8, 16>(in.ps))
+                            : (n == 3   ? choose<3, 8, FLOAT, 16, 48, 64, 96>(in.ps)
+                               : n == 2 ? choose<2, 8, FLOAT, 48, 64, 96>(in.ps)
+                                        : choose<1, 16, FLOAT, 6, 8, 12, 16, 32>(in.ps));
         run(c, first, in, out, add, height, width, stats);
     }
 }
@@ -175,6 +222,12 @@ int can_half() {
 #else
     return 0;
 #endif
+}
+// Pairs of inputs that a tile takes at once, a divisor of `run`; 0: without the matrix unit.
+int tile_pairs(int run) {
+    int pairs = can_tile() ? 16 : 0;
+    while (pairs && run % pairs) pairs--;
+    return pairs < 4 ? 0 : pairs;
 }
 void narrow_feature(const float* in, float* out, int n) { narrow(in, out, n); }
 

@@ -34,7 +34,8 @@ class Conv(ctypes.Structure):
     _fields_ = (
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        *((name, ctypes.c_int) for name in ("out", "rows", "run", "step", "activation", "half")),
+        *((name, ctypes.c_int) for name in ("out", "rows", "run", "step")),
+        *((name, ctypes.c_int) for name in ("activation", "half", "pairs")),
     )
 
 
@@ -96,7 +97,7 @@ def problem() -> str:
 
 
 def has_bfloat16() -> bool:
-    """Return whether the kernels are here and can multiply in bfloat16 (avx512_bf16)."""
+    """Return whether the kernels are here and can multiply in bfloat16 (avx512_bf16; by AMX where it is)."""
     return not problem() and bool(build().can_half())
 
 

@@ -141,13 +141,15 @@ class Plan:
         """Describe a convolution from its weight (kh, kw, in, out) and bias (out)."""
         rows, columns, inside, _ = weight.shape
         weight, bias = packed(weight), packed(bias)
-        out, run = weight.shape[-1], columns * inside
+        out, run, pairs = weight.shape[-1], columns * inside, 0
         if self.half:
             weight, single = zeros(weight.size // 2), weight
             self.kernels.pair_weights(*map(self._pointer, (single, rows * run, out, weight)))
             run //= 2
+            pairs = self.kernels.tile_pairs(run)
         self.keep += [weight, bias]
-        return Conv(weight.ctypes.data, bias.ctypes.data, out, rows, run, step, act, self.half)
+        data = weight.ctypes.data, bias.ctypes.data
+        return Conv(*data, out, rows, run, step, act, self.half, pairs)
 
     def reweigh(self, conv: Conv, inputs: int, kernel: str, *arguments: object) -> None:
         """Add a kernel call whose last argument, the result, are new weights of a convolution."""
