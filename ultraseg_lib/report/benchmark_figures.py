@@ -1,5 +1,6 @@
 """Tables and figures of the CPU benchmark: Table 4, Fig. 2 (right), where the time goes."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ultraseg_lib.models import MODELS
-from ultraseg_lib.paths import PAPER
+from ultraseg_lib.paths import PAPER, outputs_dir
 from ultraseg_lib.report.figures import PALETTE, PRED, TRUTH, _outline, _show
 
 Rows = list[dict[str, Any]]
@@ -92,6 +93,23 @@ def table4(rows: Rows) -> pd.DataFrame:
     table["deployed_fps"] = 1000 / table["deployed_ms"]
     table["speedup"] = table["eager_ms"] / table["deployed_ms"]
     return table.reset_index(drop=True)
+
+
+def recorded_machines() -> pd.DataFrame:
+    """Return UltraSeg-130K on one core of each machine of the record, a row a backend and precision.
+
+    Columns (what, machine): the median in ms, and how many times as fast as eager it is there.
+    """
+    tables = []
+    for path in sorted((outputs_dir("reference") / "bench").glob("*.json")):
+        bench = json.loads(path.read_text(encoding="utf-8"))
+        rows = pd.DataFrame(bench["rows"])
+        rows = rows.query("model == 'ultraseg_130k' and threads == 1 and isa == 'all'")
+        tables.append(rows.assign(machine=bench["cpu"].replace("(R)", "")))
+    table = pd.concat(tables).rename(columns=HEADINGS)
+    table["backend"] = table["backend"].map(ENGINES)
+    values = [HEADINGS["median_ms"], HEADINGS["speedup"]]
+    return table.pivot(index=["precision", "backend"], columns="machine", values=values)
 
 
 def plot_fps_against_dice(rows: Rows) -> Figure:
