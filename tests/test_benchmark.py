@@ -222,3 +222,20 @@ def test_a_model_without_eager_row_or_outside_the_paper_is_left_out_of_the_figur
     assert not named & {"LB-UNet", "UltraSeg-500K"}
     assert benchmark_figures.table4(rows)["title"].tolist() == ["UNet-Tiny", "LB-UNet"]
     benchmark_figures.plt.close(figure)
+
+
+def test_machines_of_the_record_stand_side_by_side(monkeypatch, tmp_path):
+    def row(backend: str, ms: float, **other: object) -> dict[str, object]:
+        usual = {"model": "ultraseg_130k", "precision": "float32", "threads": 1, "isa": "all"}
+        return usual | {"backend": backend, "median_ms": ms, "speedup": 20 / ms} | other
+
+    machines = {"Large(R) Processor": 4.0, "Small": 10.0}
+    for cpu, ms in machines.items():
+        rows = [row("eager", 20.0), row("native", ms), row("native", 1.0, threads=2)]
+        path = tmp_path / "bench" / f"{cpu[:5]}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"cpu": cpu, "rows": rows}))
+    monkeypatch.setattr(benchmark_figures, "outputs_dir", lambda folder: tmp_path)
+    table = benchmark_figures.recorded_machines().xs(("float32", "own kernels"))
+    assert table["median, ms"].to_dict() == {"Large": 4.0, "Small": 10.0}
+    assert table["× eager"].to_dict() == {"Large": 5.0, "Small": 2.0}

@@ -55,7 +55,9 @@ def cannot_plan(model: nn.Module, size: int, threads: int) -> str:
 class Plan:
     """The kernel calls of one model at one size, in float32; with `half`, convolutions read bfloat16.
 
-    Features are (row, column, channel); the shapes below are without halos. `parts` names the part of the network of each call; `keep` holds what their pointers point to.
+    Features are (row, column, channel); the shapes below are without halos. bfloat16 goes through
+    the matrix unit (AMX) where there is one. `parts` names the part of the network of each call;
+    `keep` holds what their pointers point to.
     """
 
     def __init__(self, model: ExactUltraSeg, half: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Tables and figures of the CPU benchmark: Table 4, Fig. 2 (right), where the time goes."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def recorded_machines() -> pd.DataFrame:
         bench = json.loads(path.read_text(encoding="utf-8"))
         rows = pd.DataFrame(bench["rows"])
         rows = rows.query("model == 'ultraseg_130k' and threads == 1 and isa == 'all'")
-        tables.append(rows.assign(machine=bench["cpu"].replace("(R)", "")))
+        tables.append(rows.assign(machine=re.sub(r"\(R\)| Processor", "", bench["cpu"])))
     table = pd.concat(tables).rename(columns=HEADINGS)
     table["backend"] = table["backend"].map(ENGINES)
     values = [HEADINGS["median_ms"], HEADINGS["speedup"]]
