@@ -159,7 +159,7 @@ def _speeds() -> str:
     """Say how many frames a second UltraSeg-130K reaches in float32 on one core of each machine."""
     fps = 1000 / recorded_machines()[HEADINGS["median_ms"]].loc["float32"]
     ours, plain = (fps.loc[ENGINES[backend]] for backend in ("native", "eager"))
-    return ", ".join(f"{ours[cpu]:.0f} and {plain[cpu]:.0f} on an {cpu}" for cpu in fps)
+    return ", ".join(f"{ours[cpu]:.0f} and {plain[cpu]:.0f} ({cpu})" for cpu in fps)
 
 
 def _unseen() -> str:

@@ -81,7 +81,8 @@ static void narrow(const float*, float*, long) {}
 
 #ifdef HAS_TILES  // the matrix unit (AMX): 16 pixels, 16 outputs and up to 32 inputs at once
 static bool can_tile() {  // Linux grants a process its registers on request
-    static const bool granted = !syscall(SYS_arch_prctl, 0x1023, 18);
+    const long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    static const bool granted = !syscall(SYS_arch_prctl, request, tile_data);
     return granted;
 }
 static void shape_tiles(int pairs) {  // 0 to 3: sums; 4 to 6: weights; 7: pixels
@@ -193,10 +194,10 @@ static void apply(const Conv& c, View in, View out, View add, int height, int wi
     for (int first = 0, n; first < c.out; first += 16 * n) {
         const int left = c.out - first;
         n = left % 48 == 0 ? 3 : tiles && left % 64 == 0 ? 4 : left % 32 == 0 ? 2 : 1;
-        Rows run = tiles    ? (n == 4   ? choose<4, 16, TILES>(0)
-                               : n == 3 ? choose<3, 16, TILES>(0)
-                               : n == 2 ? choose<2, 16, TILES>(0)
-                                        : choose<1, 16, TILES>(0))
+        Rows run = tiles    ? (n == 4   ? rows<4, 16, TILES, 0>
+                               : n == 3 ? rows<3, 16, TILES, 0>
+                               : n == 2 ? rows<2, 16, TILES, 0>
+                                        : rows<1, 16, TILES, 0>)
                    : c.half ? (n == 3   ? choose<3, 8, HALF, 8, 24, 32, 48>(in.ps)
                                : n == 2 ? choose<2, 8, HALF, 24, 32, 48>(in.ps)
                                         : choose<1, 16, HALF, 3, 4, 6, 8, 16>(in.ps))
@@ -223,7 +224,8 @@ int can_half() {
     return 0;
 #endif
 }
-// Pairs of inputs that a tile takes at once, a divisor of `run`; 0: without the matrix unit.
+// Pairs of inputs that a tile takes at once, a divisor of `run`; 0: without the matrix unit, which
+// fewer than four would leave mostly empty.
 int tile_pairs(int run) {
     int pairs = can_tile() ? 16 : 0;
     while (pairs && run % pairs) pairs--;

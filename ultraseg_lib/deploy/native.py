@@ -97,7 +97,7 @@ def problem() -> str:
 
 
 def has_bfloat16() -> bool:
-    """Return whether the kernels are here and can multiply in bfloat16 (avx512_bf16; by AMX where it is)."""
+    """Return whether the kernels are here and can multiply in bfloat16 (avx512_bf16)."""
     return not problem() and bool(build().can_half())
 
 
