@@ -25,12 +25,6 @@ IN_TABLE_1 = [name for name, row in MODELS.items() if row.title in TABLE_1.index
 MEASURED = ("mobileunet", "lbunet", "unet_tiny", "unet_small", "ultraseg_130k", "ultraseg_108k_st")
 
 
-def on_paper(name: str, out_channels: int = 1) -> torch.nn.Module:
-    """A model without memory: enough to count."""
-    with torch.device("meta"):
-        return create_model(name, out_channels=out_channels)
-
-
 @pytest.fixture(scope="module")
 def rows() -> dict[str, dict]:
     """The rows of some models that are cheap to measure."""
@@ -48,10 +42,10 @@ def test_table_1_is_complete(rows) -> None:
 @pytest.mark.parametrize("name", IN_TABLE_1)
 def test_paper_convention_gives_table_1(name: str) -> None:
     paper = TABLE_1.loc[MODELS[name].title]
-    params, flops = count_as_paper(on_paper(name, MODELS[name].paper_out_channels))
+    params, flops = count_as_paper(create_model(name, MODELS[name].paper_out_channels))
     assert flops == pytest.approx(paper["flops_g"] * 1e9, rel=0.005)
     if name == "egeunet":  # the paper's 0.053 M are all its parameters; thop sees 0.046 M
-        params = count_parameters(on_paper(name))
+        params = count_parameters(create_model(name))
     printed_digit = 50_000 if name == "unet_base" else 0  # 31.0 M is printed to a tenth
     assert abs(params - paper["params_m"] * 1e6) <= max(1_100, printed_digit)
 
@@ -81,7 +75,7 @@ def test_reconstructed_st_has_the_counts_of_table_5(rows) -> None:
     ],
 )
 def test_all_parameters_are_counted(name: str, parameters: int) -> None:
-    assert count_parameters(on_paper(name)) == parameters
+    assert count_parameters(create_model(name)) == parameters
 
 
 @pytest.mark.parametrize(
@@ -89,14 +83,12 @@ def test_all_parameters_are_counted(name: str, parameters: int) -> None:
     [("ultraseg_500k", 0.50), ("ultraseg_1m11", 1.11), ("ultraseg_4m38", 4.38)],
 )
 def test_wider_models_are_named_by_the_paper_convention(name: str, millions: float) -> None:
-    parameters, _ = count_as_paper(on_paper(name))
+    parameters, _ = count_as_paper(create_model(name))
     assert parameters / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 def test_equation_2_as_written_would_not_give_table_1() -> None:
-    with torch.device("meta"):
-        model = create_model("ultraseg_108k", edb="as_written")
-    parameters, _ = count_as_paper(model)
+    parameters, _ = count_as_paper(create_model("ultraseg_108k", edb="as_written"))
     assert round(parameters / 1e6, 3) == 0.106  # Table 1 prints 0.108
 
 
@@ -107,7 +99,7 @@ def test_convention_equals_thop(name: str) -> None:
     model = create_model(name, out_channels=out_channels)
     image = torch.zeros(1, 3, 64, 64)
     flops, parameters = thop.profile(model, inputs=(image,), verbose=False)
-    assert count_as_paper(on_paper(name, out_channels), size=64) == (parameters, flops)
+    assert count_as_paper(create_model(name, out_channels), size=64) == (parameters, flops)
 
 
 def test_macs_are_those_of_the_convolutions() -> None:
@@ -115,12 +107,12 @@ def test_macs_are_those_of_the_convolutions() -> None:
     down = [(128, 16, 27), (64, 32, 144), (32, 64, 288), (16, 128, 576)]
     up = [(16, 64 * 4, 128), (32, 32 * 4, 64), (64, 16 * 4, 32), (128, 4, 16)]
     expected = sum(side * side * channels * inputs for side, channels, inputs in down + up)
-    assert count_macs(on_paper("mobileunet")) == expected
+    assert count_macs(create_model("mobileunet")) == expected
 
 
 @pytest.mark.parametrize(("name", "giga"), [("lbunet", 0.0937), ("ultraseg_130k", 0.1454)])
 def test_macs_leave_norms_out(name: str, giga: float) -> None:
-    assert count_macs(on_paper(name)) / 1e9 == pytest.approx(giga, abs=5e-5)
+    assert count_macs(create_model(name)) / 1e9 == pytest.approx(giga, abs=5e-5)
 
 
 class TestReceptiveField:

@@ -171,7 +171,7 @@ def test_probability_maps_keep_the_decision_at_one_half():
     assert maps.max() == 255
 
 
-@pytest.mark.parametrize("kind", [None, "features"])
+@pytest.mark.parametrize("kind", [pytest.param(None, marks=pytest.mark.slow), "features"])
 def test_loss_can_be_compiled_whole_and_stays_the_same(kind):
     """What a GPU compiles is traced here, by PyTorch's compiler without code generation."""
     torch.manual_seed(0)

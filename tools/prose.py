@@ -79,7 +79,7 @@ def readme_notebooks() -> str:
 
 def readme_results() -> str:
     """Return the results on real images beside the paper's, from the committed ledger."""
-    ledger = study.read_ledger("reference")
+    ledger = record.committed_ledger()
     return f"{record.own_results(ledger)}\n\n{_base_line(tables.main_table(ledger))}"
 
 
@@ -101,11 +101,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "notebooks": readme_notebooks,
     "findings": summary.findings,
     "results": readme_results,
-    "mixed": lambda: record.unseen_results(_of_mixed(study.read_ledger("reference"))),
-    "own": lambda: record.own_results(study.read_ledger("reference")),
-    "unseen": lambda: record.unseen_results(study.read_ledger("reference")),
-    "leads": lambda: record.leads(study.read_ledger("reference")),
-    "choices": lambda: record.choices(study.read_ledger("reference")),
+    "mixed": lambda: record.unseen_results(_of_mixed(record.committed_ledger())),
+    "own": lambda: record.own_results(record.committed_ledger()),
+    "unseen": lambda: record.unseen_results(record.committed_ledger()),
+    "leads": lambda: record.leads(record.committed_ledger()),
+    "choices": lambda: record.choices(record.committed_ledger()),
     "repeats": record.repeats,
     "cells": record.cells_run,
 }

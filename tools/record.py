@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,12 @@ from ultraseg_lib.variants import build_model, model_title
 from ultraseg_lib.weights import shipped_weights
 
 OURS = ("ultraseg_130k", "ultraseg_108k")
+
+
+@cache  # every table and card shows some of its rows
+def committed_ledger() -> pd.DataFrame:
+    """Return the committed ledger (see `study.read_ledger`); nothing may change it."""
+    return study.read_ledger("reference")
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
@@ -211,15 +218,14 @@ def _card_scores(run: Run) -> pd.DataFrame:
     Columns: those of `external.score_table`, precision, recall (means over images), normal (frames
     without polyp) and alarms (those in which the model painted one).
     """
-    ledger = study.read_ledger("reference")
-    ledger = external.by_tested(ledger[ledger["run_id"] == run.run_id])
-    whole = ledger["tested"] != ledger["test_set"]
-    parts = ledger[whole].assign(tested=ledger["test_set"])
-    ledger = pd.concat([ledger[whole], parts, ledger[~whole]])
-    normal = ledger["area"] == 0
-    more = ledger.assign(normal=normal, alarms=normal & (ledger["dice"] < 1)).groupby("tested")
+    scores = external.by_tested(committed_ledger()[committed_ledger()["run_id"] == run.run_id])
+    whole = scores["tested"] != scores["test_set"]
+    parts = scores[whole].assign(tested=scores["test_set"])
+    scores = pd.concat([scores[whole], parts, scores[~whole]])
+    normal = scores["area"] == 0
+    more = scores.assign(normal=normal, alarms=normal & (scores["dice"] < 1)).groupby("tested")
     more = more.agg({"precision": "mean", "recall": "mean", "normal": "sum", "alarms": "sum"})
-    return external.score_table(ledger).merge(more, on="tested")
+    return external.score_table(scores).merge(more, on="tested")
 
 
 def _score_rows(scores: pd.DataFrame, dataset: str) -> str:

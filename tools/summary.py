@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from tools.record import OURS
-from ultraseg_lib import study
+from tools.record import OURS, committed_ledger
 from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import EXTERNAL
 from ultraseg_lib.models import MODELS, create_model
@@ -42,9 +41,9 @@ def dice_rows() -> pd.DataFrame:
 
     Both Dices are pooled per batch of 4, the released code's definition.
     """
-    ledger = tables.whole_models(study.read_ledger("reference"))
-    chosen = (ledger[list(SHOWN)] == pd.Series(SHOWN)).all(axis=1)
-    ours = tables.main_table(tables.longest_runs(ledger[chosen])).set_index("title")
+    whole = tables.whole_models(committed_ledger())
+    chosen = (whole[list(SHOWN)] == pd.Series(SHOWN)).all(axis=1)
+    ours = tables.main_table(tables.longest_runs(whole[chosen])).set_index("title")
     printed = tables.paper_table3().query("dataset == @SHOWN['dataset']").set_index("title")
     sizes = {info.title: count_parameters(create_model(name)) for name, info in MODELS.items()}
     table = printed[["paper_dice"]].rename(columns={"paper_dice": "paper"})
@@ -123,8 +122,7 @@ FINDINGS = """\
 
 def findings() -> str:
     """Return the main results as a Markdown list; every number is read from the record."""
-    ledger = study.read_ledger("reference")
-    table = external.score_table(external.by_tested(tables.longest_runs(ledger)))
+    table = external.score_table(external.by_tested(tables.longest_runs(committed_ledger())))
     table = table.set_index(["model", "dataset", "tested", "recipe", "protocol"])
 
     def reached(dataset: str, recipe: str = "strong", protocol: str = "clean") -> pd.Series:

@@ -4,6 +4,7 @@ Values are per-image scores: (images,) of one run, or (seeds, images) of several
 model on the same images. The unit that is drawn again is the image, not the pixel.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -54,10 +55,8 @@ def bootstrap_interval(
     [0.7, 0.46, 0.85]
     """
     table = _seeds_by_images(values)
-    rng = np.random.default_rng(seed)
-    # How often each seed and each image is drawn: the mean of a resample is a weighted mean.
-    seeds, images = (rng.multinomial(n, np.full(n, 1 / n), resamples) / n for n in table.shape)
-    means = np.sum((seeds @ table) * images, axis=1)
+    seeds, images = _draws(table.shape, resamples, seed)
+    means = np.sum((seeds @ table) * images, axis=1) / table.size
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(table.mean()), float(low), float(high))
 
@@ -123,6 +122,13 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return corrected
+
+
+@lru_cache(maxsize=8)  # tables ask for the same draws again and again
+def _draws(shape: tuple[int, int], resamples: int, seed: int) -> list[NDArray[np.uint16]]:
+    """How often each resample draws each seed and each image: the weights of its mean."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.uint16) for n in shape]
 
 
 def _sign_flip_p_value(differences: NDArray[np.float64], resamples: int, seed: int) -> float:

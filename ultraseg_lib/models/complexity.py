@@ -87,9 +87,8 @@ def _operations_as_paper(module: nn.Module, feature: Tensor, output: Tensor) -> 
 
 
 def _infer(model: nn.Module, size: int) -> None:
-    device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        model(torch.zeros(1, 3, size, size, device=device))
+        model(torch.zeros(1, 3, size, size))
 
 
 def influence_map(model: nn.Module, size: int = SIZE, images: int = 2) -> Tensor:
@@ -126,12 +125,10 @@ def receptive_field(influence: Tensor, share: float = 0.5) -> int:
 def complexity(name: str) -> dict[str, str | int | float]:
     """One row of the complexity table; keys are `COLUMNS`, see `complexity_table`."""
     info = find_model(name)
-    with torch.device("meta"):  # shapes are enough to count
-        ours = create_model(name)
-        papers = create_model(name, out_channels=info.paper_out_channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = create_model(name)
+        ours = create_model(name)
+        papers = create_model(name, out_channels=info.paper_out_channels)
     convention_params, convention_flops = count_as_paper(papers)
     paper_params, paper_flops = _paper_counts().get(info.title, (float("nan"), float("nan")))
     values = (
@@ -142,8 +139,8 @@ def complexity(name: str) -> dict[str, str | int | float]:
         count_macs(ours),
         convention_flops,
         paper_flops,
-        len(save(model.state_dict())),
-        receptive_field(influence_map(model)),
+        len(save(ours.state_dict())),
+        receptive_field(influence_map(ours)),
     )
     return dict(zip(COLUMNS, values, strict=True))
 

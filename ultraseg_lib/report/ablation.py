@@ -131,7 +131,7 @@ def sizes(names: Iterable[str]) -> pd.DataFrame:
     rows = []
     for name in dict.fromkeys(names):
         model, variant = find_variant(name)
-        with torch.device("meta"):  # shapes are enough to count
+        with torch.random.fork_rng(devices=[]):  # counting draws none of the caller's
             ours = build_model(name)
             papers = create_model(model, find_model(model).paper_out_channels, **variant.model)
         rows.append((name, count_parameters(ours), count_macs(ours), *count_as_paper(papers)))

@@ -120,7 +120,7 @@ class Evidence:
 
 @cache
 def _parameters() -> dict[str, int]:
-    with torch.device("meta"):  # shapes are enough to count
+    with torch.random.fork_rng(devices=[]):  # counting draws none of the caller's
         return {name: count_parameters(create_model(name)) for name in MODELS}
 
 
