@@ -198,6 +198,20 @@ def test_a_mean_of_five_is_of_the_papers_recipe(level):
     assert decide("mean_of_five", *right[:5], *runs("ultraseg_130k", 0.9)).holds is False
 
 
+def test_the_paper_is_reproduced_or_not_by_two_seeds(level):
+    def runs(dice: float, seeds: int) -> list[pd.DataFrame]:
+        how = {"recipe": "paper", "protocol": "released", "batch_pooled_dice": dice, "seeds": seeds}
+        return [rows(model, level, dataset, **how) for model in claims.OURS for dataset in FIVE]
+
+    assert decide("paper_can_be_reproduced", *runs(0.95, 2)).holds is True
+    assert decide("paper_can_be_reproduced", *runs(0.95, 2)[:9]).holds is None  # one cell lacks
+    assert decide("paper_can_be_reproduced", *runs(0.5, 2)).holds is False
+    alone = decide("paper_can_be_reproduced", *runs(0.5, 1))
+    assert alone.holds is None
+    assert alone.evidence.startswith("too little to decide")
+    assert decide("paper_can_be_reproduced", *runs(0.95, 2)[:5], *runs(0.5, 1)[5:]).holds is None
+
+
 def test_runs_that_were_trained_otherwise_are_not_compared(level):
     ours, other = rows("ultraseg_130k", level + 0.1), rows("lbunet", level, recipe="paper")
     finding = decide("clear_margin_everywhere", ours, other)

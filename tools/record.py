@@ -55,7 +55,7 @@ def _compared(row: pd.Series) -> list[str]:
 
 COMPARED = (
     "Dice per image (95 % interval)", "Dice per batch of 4", "paper", "per batch − paper",
-    "per image − paper (95 % interval)",
+    "per image − paper's per batch (95 % interval)",
 )  # fmt: skip
 
 
