@@ -9,7 +9,6 @@ import torch
 
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.models.complexity import (
-    COLUMNS,
     complexity,
     complexity_table,
     count_as_paper,
@@ -153,9 +152,8 @@ class TestReceptiveField:
 
 
 class TestTable:
-    def test_columns_and_rows(self) -> None:
+    def test_a_row_a_model(self) -> None:
         table = complexity_table(["lbunet", "ultraseg_500k"])
-        assert tuple(table.columns) == COLUMNS
         assert table["name"].tolist() == ["lbunet", "ultraseg_500k"]
         assert math.isnan(table["paper_params"][1])  # released, but in no table of the paper
         assert json.loads(table.to_json(orient="records"))[1]["paper_params"] is None

@@ -19,16 +19,8 @@ from ultraseg_lib.paths import PROFILES, data_dir, outputs_dir
 from ultraseg_lib.training import RECIPES, Recipe
 from ultraseg_lib.variants import find_variant
 
-PROTOCOLS = {
-    "clean": "the epoch is picked on a tenth of the training part, the test part is seen once",
-    "released": "trains on all of the training part, the epoch is picked on the test part",
-}
-GRIDS = {
-    "main": "Table 3: every model on every dataset",
-    "ablation": "Table 5: from UNet-Tiny to UltraSeg-130K, and the loss",
-    "distillation": "Table 7: a teacher, and students that learn from it",
-    "external": "Table 6: single sets, the mixed set and shares of it",
-}
+PROTOCOLS = ("clean", "released")  # who picks the epoch: the validation part, or the test part
+GRIDS = ("main", "ablation", "distillation", "external")  # Tables 3, 5, 7 and 6
 WHOLE_TEST_SETS = (*EXTERNAL, "synthetic_unseen")  # never trained on: every image is tested
 AXES = ("recipes", "protocols", "datasets", "models", "seeds")  # seeds innermost: whole rows first
 

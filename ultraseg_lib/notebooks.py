@@ -20,7 +20,7 @@ from ultraseg_lib.provenance import usable_cores
 from ultraseg_lib.study import pick_run
 
 GRIDS_OF = {  # the runs that a notebook reads, by its number; the others read the main grid
-    1: (), 6: ("main", "ablation"), 7: ("distillation",), 8: ("external",), 12: tuple(GRIDS),
+    1: (), 6: ("main", "ablation"), 7: ("distillation",), 8: ("external",), 12: GRIDS,
 }  # fmt: skip
 PER_MODEL = "04_train_model"
 TIMED = "09_benchmark_cpu"  # runs alone

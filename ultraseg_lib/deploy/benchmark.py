@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from ultraseg_lib.deploy.worker import (
 )
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.paths import PAPER, outputs_dir, write_json
-from ultraseg_lib.provenance import provenance, usable_cores
+from ultraseg_lib.provenance import package_versions, provenance, usable_cores
 from ultraseg_lib.study import load_frames_of, load_profile
 from ultraseg_lib.weights import shipped_weights
 
@@ -224,11 +223,7 @@ def with_speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def machine() -> dict[str, Any]:
     """Return what the numbers hang on: processor, instruction sets, cores, versions, load."""
     found = provenance()
-    for name in ("onnxruntime", "openvino"):
-        try:
-            found["versions"][name] = version(name)
-        except PackageNotFoundError:
-            found["versions"][name] = "missing"
+    found["versions"] |= package_versions(("onnxruntime", "openvino"))
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
         "cpu": found["cpu"], "instruction_sets": instruction_sets(), "cores": usable_cores(),

@@ -19,17 +19,6 @@ from ultraseg_lib.paths import PAPER
 
 from . import MODELS, create_model, find_model
 
-COLUMNS = (
-    "name",
-    "parameters",
-    "paper_convention_params",
-    "paper_params",
-    "macs",
-    "paper_convention_flops",
-    "paper_flops",
-    "checkpoint_size",
-    "receptive_field",
-)
 SIZE = 256  # every count is of one image of 256 x 256, as in Table 1
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 COUNTED = (*CONVOLUTIONS, nn.BatchNorm2d, nn.Softmax, nn.AvgPool2d)  # by thop, of what is here
@@ -123,7 +112,7 @@ def receptive_field(influence: Tensor, share: float = 0.5) -> int:
 
 
 def complexity(name: str) -> dict[str, str | int | float]:
-    """One row of the complexity table; keys are `COLUMNS`, see `complexity_table`."""
+    """One row of the complexity table, see `complexity_table`."""
     info = find_model(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -131,22 +120,21 @@ def complexity(name: str) -> dict[str, str | int | float]:
         papers = create_model(name, out_channels=info.paper_out_channels)
     convention_params, convention_flops = count_as_paper(papers)
     paper_params, paper_flops = _paper_counts().get(info.title, (float("nan"), float("nan")))
-    values = (
-        name,
-        count_parameters(ours),
-        convention_params,
-        paper_params,
-        count_macs(ours),
-        convention_flops,
-        paper_flops,
-        len(save(ours.state_dict())),
-        receptive_field(influence_map(ours)),
-    )
-    return dict(zip(COLUMNS, values, strict=True))
+    return {
+        "name": name,
+        "parameters": count_parameters(ours),
+        "paper_convention_params": convention_params,
+        "paper_params": paper_params,
+        "macs": count_macs(ours),
+        "paper_convention_flops": convention_flops,
+        "paper_flops": paper_flops,
+        "checkpoint_size": len(save(ours.state_dict())),
+        "receptive_field": receptive_field(influence_map(ours)),
+    }
 
 
 def complexity_table(names: Iterable[str] | None = None) -> pd.DataFrame:
-    """Complexity of the named models (all by default), one row each, columns `COLUMNS`.
+    """Complexity of the named models (all by default), one row each.
 
     Counts are plain numbers (not millions), sizes bytes of a float32 safetensors file, and the
     receptive field pixels, measured before training (weights of seed 0). `parameters`, `macs` and the size
@@ -155,7 +143,7 @@ def complexity_table(names: Iterable[str] | None = None) -> pd.DataFrame:
     EGE-UNet's `paper_params` is the one that the paper took in full: compare it with `parameters`.
     Raises ValueError for an unknown name.
     """
-    return pd.DataFrame([complexity(name) for name in names or MODELS], columns=list(COLUMNS))
+    return pd.DataFrame([complexity(name) for name in names or MODELS])
 
 
 def _paper_counts() -> dict[str, tuple[float, float]]:

@@ -36,14 +36,7 @@ SORTS = {  # name -> what comes first
     "disagreement": "where the Dice of the models shown differs most",
     "shuffled": "the same random order for everybody",
 }
-FILTERS = {
-    ALL: "every image",
-    "missed": "a polyp of which the model found no pixel",
-    "false alarm": "no polyp, and the model painted one",
-    "multiple": "two polyps or more",
-    "small": f"a polyp below {SMALL:.0%} of the image",
-    "no polyp": "an empty mask",
-}
+FILTERS = (ALL, "missed", "false alarm", "multiple", "small", "no polyp")
 SCORES = ("dice", "iou", "precision", "recall", "hd95")
 REVIEW_KEYS = ["test_set", "image_id", "run_id"]  # one rating for each
 REVIEW_COLUMNS = [*REVIEW_KEYS, "threshold", "saw_truth", "rating", "note", "time"]
