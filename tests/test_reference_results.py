@@ -5,7 +5,6 @@ import pytest
 
 from ultraseg_lib import metrics, study
 from ultraseg_lib.data.splits import committed_hash
-from ultraseg_lib.models import create_model
 from ultraseg_lib.training import predict_probs
 
 pytestmark = pytest.mark.usefixtures("committed_outputs")
@@ -46,7 +45,7 @@ def test_shipped_weights_give_the_shipped_scores(real_data, every):
         scores = scores[scores["test_set"] == test_set][::every]
         test = study.test_frames(test_set, profile)
         test = test.select(np.arange(len(test)) % every == 0)
-        model = create_model(run.model, weights=run.folder / "weights.safetensors")
-        dice = metrics.dice_score(predict_probs(model, test.images) >= 128, test.masks > 0)
+        probs = predict_probs(study.load_trained(run), test.images)
+        dice = metrics.dice_score(probs >= 128, test.masks > 0)
         assert scores["image_id"].tolist() == test.table["image_id"].tolist()
         assert np.mean(dice) == pytest.approx(scores["dice"].mean(), abs=1e-3)
