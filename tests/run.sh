@@ -11,7 +11,7 @@ python -m ultraseg_lib study --profile demo
 export OMP_NUM_THREADS=1
 
 echo "== pytest in two halves: what trains or starts programs, and everything else"
-starting=(tests/test_{ablation,command_line,engines,notebooks,study,teaching,training}.py)
+starting=(tests/test_{ablation,benchmark,command_line,engines,notebooks,study,teaching,training}.py)
 starting+=(tests/test_widgets_in_browser.py)
 half() {
     local words=("${starting[@]}" -p no:cacheprovider)

@@ -281,8 +281,6 @@ CARD = """# {title}, trained on {trained_on}
 import cv2
 import torch
 
-from ultraseg_lib.models import create_model
-
 {load}
 frame = cv2.resize(cv2.imread("frame.jpg")[..., ::-1], ({size}, {size})).transpose(2, 0, 1)
 with torch.inference_mode():
@@ -342,12 +340,14 @@ def _commits(made: dict) -> str:
 
 def _load_and_better(run: Run) -> tuple[str, str]:
     """Return the lines that load a run's weights, and a link to better ones where there are."""
-    shipped = shipped_weights(run.model).get(run.dataset)
-    create = f'model = create_model("{run.model}", weights='
+    model, _, variant = run.model.partition("+")
+    module, create = ("variants", "build_model") if variant else ("models", "create_model")
+    start = f"from ultraseg_lib.{module} import {create}\n\n"
+    shipped = shipped_weights(model).get(run.dataset)
     if shipped is not None and shipped.parent.name == run.run_id:
-        return f'{create}"{run.dataset}").eval()', ""
+        return f'{start}model = {create}("{run.model}", weights="{run.dataset}").eval()', ""
     path = f"outputs/reference/runs/{run.run_id}/weights.safetensors"
-    load = f'weights = "{path}"\n{create}weights).eval()'
+    load = f'{start}weights = "{path}"\nmodel = {create}("{run.model}", weights=weights).eval()'
     if shipped is None:
         return load, ""
     better = shipped.parent.name
