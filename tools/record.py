@@ -10,6 +10,7 @@ import pandas as pd
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, read_split, split_path
+from ultraseg_lib.grid import GRIDS
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import ROOT, outputs_dir
@@ -157,7 +158,7 @@ def repeats() -> str:
 
 def cells_run() -> str:
     """Return, by model and dataset, the settings that were run, and how many of the planned ones."""
-    planned = study.plan_grids(study.load_profile("reference"), study.GRIDS)
+    planned = study.plan_grids(study.load_profile("reference"), GRIDS)
     finished = study.finished_runs("reference")
     datasets = list(dict.fromkeys(run.dataset for run in (*planned, *finished)))
     models = dict.fromkeys(run.model for run in (*planned, *finished))

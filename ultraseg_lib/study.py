@@ -33,7 +33,6 @@ from ultraseg_lib.data.splits import (
     keep_share,
     mixed_frames,
 )
-from ultraseg_lib.grid import GRIDS as GRIDS  # for those who read a study, as the next two
 from ultraseg_lib.grid import (
     WHOLE_TEST_SETS,
     Profile,
@@ -44,7 +43,7 @@ from ultraseg_lib.grid import (
     plan_runs,
     teachers_of,
 )
-from ultraseg_lib.grid import plan_grids as plan_grids
+from ultraseg_lib.grid import plan_grids as plan_grids  # for notebooks, as the next
 from ultraseg_lib.grid import profile_names as profile_names
 from ultraseg_lib.paths import data_dir, outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import now, provenance

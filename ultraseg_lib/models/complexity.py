@@ -76,8 +76,9 @@ def _operations_as_paper(module: nn.Module, feature: Tensor, output: Tensor) -> 
 
 
 def _infer(model: nn.Module, size: int) -> None:
+    device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        model(torch.zeros(1, 3, size, size))
+        model(torch.zeros(1, 3, size, size, device=device))
 
 
 def influence_map(model: nn.Module, size: int = SIZE, images: int = 2) -> Tensor:

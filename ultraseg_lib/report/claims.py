@@ -528,7 +528,7 @@ def _paper_can_be_reproduced(e: Evidence, stated: dict[str, Any]) -> Finding:
     )  # fmt: skip
     enough = rows["seeds"] >= SEEDS
     holds = bool(near[enough].all()) if enough.any() else None
-    text = text if enough.all() else f"too little to decide where one seed was run: {text}"
+    text = text if enough.any() else f"too little to decide: {text}"
     return Finding(holds, text, _runs_of(own_scores(e.ledger), rows), _covered(rows[enough]))
 
 
