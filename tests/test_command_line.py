@@ -55,7 +55,7 @@ def test_two_halves_of_a_check_fail_if_either_fails(words, status, said, tmp_pat
 
 def test_ctrl_c_ends_both_halves_of_a_check(tmp_path):
     """A shell starts background commands deaf to Ctrl-C."""
-    words = " ".join(f"'touch {tmp_path}/{name}; exec sleep 60'" for name in "ab")
+    words = " ".join(f"'>{tmp_path}/{name}; exec sleep 60'" for name in "ab")  # each one process
     process = psutil.Popen(
         ["bash", "-c", SIDE_BY_SIDE + words],
         env={**os.environ, "TMPDIR": str(tmp_path)},
