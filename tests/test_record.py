@@ -23,9 +23,9 @@ from ultraseg_lib.weights import shipped_weights
 pytestmark = pytest.mark.usefixtures("committed_outputs")
 
 
-def block(name: str) -> str:
-    """Return a generated block of the record's README, which test_prose.py finds fresh."""
-    text = (ROOT / "outputs/reference/README.md").read_text()
+def block(name: str, page: str = "outputs/reference/README.md") -> str:
+    """Return a generated block of a README, the record's at first, which test_prose.py finds fresh."""
+    text = (ROOT / page).read_text()
     found = next(found[0] for found in prose.BLOCK.finditer(text) if found[2] == name)
     return "\n".join(found.splitlines()[1:-1])
 
@@ -55,6 +55,47 @@ def test_unseen_rows_hold_every_setting_once_for_each_unseen_dataset():
     _, *rows = cells(block("unseen"))
     settings = {dataclasses.replace(run, seed=0) for run in study.finished_runs("reference")}
     assert len(rows) == 2 * len(settings)
+
+
+def table_of(text: str) -> list[dict[str, str]]:
+    head, *rows = cells(text.partition("\n\n")[0])
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_short_table_of_the_front_page_repeats_the_long_one():
+    long = {
+        (row["dataset"], row["model"], setting[0], setting[-1]): row
+        for row in table_of(block("own"))
+        for setting in [row["recipe, epochs, protocol"].split(", ")]
+    }
+    short = table_of(block("results", "README.md"))
+    assert {(row["dataset"], row["model"]) for row in short} == {
+        key[:2] for key in long if "," not in key[1]
+    }
+    for row in short:
+        for recipe, protocol in (("paper", "released"), ("strong", "clean")):
+            same = long.get((row["dataset"], row["model"], recipe, protocol))
+            per_batch, _, seeds = row[f"ours, `{recipe}` and `{protocol}`"].partition(" ")
+            assert per_batch == (same["Dice per batch of 4"] if same else "–")
+            several = same is not None and same["seeds"] != "1"
+            assert seeds == (f"(mean of {same['seeds']} seeds)" if several else "")
+            if same is not None:
+                assert row["paper"] == same["paper"]
+                name = "Dice per image (95 % interval)"
+                assert protocol == "released" or row[f"the same {name[5:]}"] == same[name]
+
+
+def test_front_page_tells_the_shipped_weights_of_the_mixed_set():
+    long = {
+        (row["tested on"], row["model"], row["Dice per image (95 % interval)"]): row
+        for row in table_of(block("unseen"))
+    }
+    short = table_of(block("mixed", "README.md"))
+    assert len(short) == 4
+    for row in short:
+        same = long[row["tested on"], row["model"], row["the same per image (95 % interval)"]]
+        assert same["trained on"] == "Mixed set"
+        assert (row["paper"], row["ours"]) == (same["paper"], same["Dice per batch of 4"])
 
 
 def test_leads_are_differences_of_the_tables_beside_the_papers():

@@ -14,9 +14,11 @@ import pandas as pd
 
 from tools import record, summary
 from ultraseg_lib import study
+from ultraseg_lib.data import dataset_title
+from ultraseg_lib.data.splits import EXTERNAL
 from ultraseg_lib.notebooks import find_notebooks
 from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT, write_text
-from ultraseg_lib.report import tables
+from ultraseg_lib.report import external, tables
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURE = ROOT / "docs" / "results.png"  # its numbers lie beside it as CSV
@@ -78,22 +80,27 @@ def readme_notebooks() -> str:
 
 
 def readme_results() -> str:
-    """Return the results on real images beside the paper's, from the committed ledger."""
+    """Return the results on real images beside the paper's, a row a model, from the committed ledger."""
+    printed = tables.paper_table3().query("title == 'UNet-Base'").set_index("dataset")["paper_dice"]
     ledger = record.committed_ledger()
-    return f"{record.own_results(ledger)}\n\n{_base_line(tables.main_table(ledger))}"
+    here = tables.own_scores(ledger)["dataset"].unique()
+    return f"{record.own_summary(ledger)}\n\n{_base_line(printed[printed.index.isin(here)])}"
 
 
-def _base_line(levels: pd.DataFrame) -> str:
-    """Say what the paper prints for its large U-Net on the datasets of the table."""
-    printed = pd.read_csv(PAPER / "table3_main.csv", index_col="model").loc["UNet-Base"]
+def readme_mixed() -> str:
+    """Return what training on the mixed set gives on unseen hospitals, beside the paper's Table 6."""
+    printed = (
+        external.paper_table6().query("title == 'UNet-Base'").set_index("tested")["paper_dice"]
+    )
+    table = record.unseen_summary(record.committed_ledger())
+    return f"{table}\n\n{_base_line(printed[[*EXTERNAL]])}"
+
+
+def _base_line(printed: pd.Series) -> str:
+    """Say what the paper prints for its large U-Net, by dataset."""
     size = pd.read_csv(PAPER / "table1_complexity.csv", index_col="model")["params_m"]["UNet-Base"]
-    names = [name for name in levels["dataset"].unique() if f"{name}_dice" in printed]
-    cells = [f"{printed[f'{name}_dice']:.4f} on {tables.dataset_title(name)}" for name in names]
+    cells = [f"{dice:.4f} on {dataset_title(name)}" for name, dice in printed.items()]
     return f"The paper's UNet-Base ({size:g} M parameters) has {', '.join(cells)}."
-
-
-def _of_mixed(ledger: pd.DataFrame) -> pd.DataFrame:
-    return ledger[ledger["dataset"] == "mixed"]
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -101,7 +108,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "notebooks": readme_notebooks,
     "findings": summary.findings,
     "results": readme_results,
-    "mixed": lambda: record.unseen_results(_of_mixed(record.committed_ledger())),
+    "mixed": readme_mixed,
     "own": lambda: record.own_results(record.committed_ledger()),
     "unseen": lambda: record.unseen_results(record.committed_ledger()),
     "leads": lambda: record.leads(record.committed_ledger()),

@@ -42,15 +42,24 @@ def _setting(row: pd.Series) -> str:
     return f"{row['recipe']}, {row['epochs']}, {row['protocol']}"
 
 
+def _per_image(row: pd.Series) -> str:
+    return _with_interval(*(row[name] for name in ("dice", "dice_low", "dice_high")))
+
+
+def _per_batch(row: pd.Series) -> str:
+    several = f" (mean of {row['seeds']} seeds)" if row["seeds"] > 1 else ""
+    return f"{row['batch_pooled_dice']:.3f}{several}"
+
+
 def _compared(row: pd.Series) -> list[str]:
     """Return the cells: Dice per image, per batch, the paper's, both differences."""
-    levels = [row[name] for name in ("dice", "dice_low", "dice_high")]
-    cells = [_with_interval(*levels), f"{row['batch_pooled_dice']:.3f}"]
+    cells = [_per_image(row), f"{row['batch_pooled_dice']:.3f}"]
     paper = row["paper_dice"]
     if pd.isna(paper):
         return [*cells, "–", "–", "–"]
     difference = row["batch_pooled_dice"] - paper
-    by_image = _with_interval(*(level - paper for level in levels), "{:+.3f}")
+    levels = row[["dice", "dice_low", "dice_high"]]
+    by_image = _with_interval(*(levels - paper), "{:+.3f}")
     return [*cells, f"{paper:.4f}", f"{difference:+.3f}", by_image]
 
 
@@ -68,6 +77,43 @@ def own_results(ledger: pd.DataFrame) -> str:
         for _, row in levels.sort_values(["dataset", "title"], kind="stable").iterrows()
     ]
     head = ["dataset", "model", "recipe, epochs, protocol", "seeds", *COMPARED]
+    return markdown_table(head, rows)
+
+
+def own_summary(ledger: pd.DataFrame) -> str:
+    """Return a row a dataset and model: the paper's Dice, ours by its rules, ours trained harder."""
+    levels = tables.main_table(tables.longest_runs(tables.whole_models(ledger)))
+    settings = dict(list(levels.groupby(["recipe", "protocol"])))
+    keys = ["dataset", "title"]
+    papers, harder = (
+        settings[key].set_index(keys) for key in (("paper", "released"), ("strong", "clean"))
+    )
+    rows = []
+    for key, printed in levels.groupby(keys)["paper_dice"].first().items():
+        per_batch = (
+            _per_batch(part.loc[key]) if key in part.index else "–" for part in (papers, harder)
+        )
+        per_image = _per_image(harder.loc[key]) if key in harder.index else "–"
+        paper = "–" if pd.isna(printed) else f"{printed:.4f}"
+        rows.append([dataset_title(key[0]), key[1], paper, *per_batch, per_image])
+    head = ["dataset", "model", "paper", "ours, `paper` and `released`", "ours, `strong` and `clean`",
+            "the same per image (95 % interval)"]  # fmt: skip
+    return markdown_table(head, rows)
+
+
+def unseen_summary(ledger: pd.DataFrame) -> str:
+    """Return what the shipped weights of the mixed set reach on unseen datasets, beside Table 6."""
+    shipped = [shipped_weights(model)["mixed"].parent.name for model in OURS]
+    scores = external.score_table(external.by_tested(ledger[ledger["run_id"].isin(shipped)]))
+    merged = scores[scores["tested"].isin(EXTERNAL)].merge(_papers_levels(), "left")
+    rows = [
+        [
+            dataset_title(row["tested"]), row["title"], f"{row['paper_dice']:.4f}",
+            _per_batch(row), _per_image(row),
+        ]
+        for _, row in merged.sort_values(["tested", "title"]).iterrows()
+    ]  # fmt: skip
+    head = ["tested on", "model", "paper", "ours", "the same per image (95 % interval)"]
     return markdown_table(head, rows)
 
 
