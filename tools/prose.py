@@ -83,8 +83,8 @@ def readme_results() -> str:
     """Return the results on real images beside the paper's, a row a model, from the committed ledger."""
     printed = tables.paper_table3().query("title == 'UNet-Base'").set_index("dataset")["paper_dice"]
     ledger = record.committed_ledger()
-    here = tables.own_scores(ledger)["dataset"].unique()
-    return f"{record.own_summary(ledger)}\n\n{_base_line(printed[printed.index.isin(here)])}"
+    here = printed.index.intersection(tables.own_scores(ledger)["dataset"]).sort_values()
+    return f"{record.own_summary(ledger)}\n\n{_base_line(printed[here])}"
 
 
 def readme_mixed() -> str:
