@@ -99,7 +99,7 @@ def _says(differences: pd.Series) -> str:
 @_counts
 def _share_of_parameters(counts: Counts, stated: dict[str, Any]) -> Finding:
     share = counts.parameters["UltraSeg-130K"] / counts.parameters["UNet-Base"]
-    return Finding(bool(round(share, 3) == stated["share"]), f"{share:.2%} of UNet-Base")
+    return Finding(bool(round(share, 3) == stated["share"]), f"UltraSeg-130K has {share:.2%}")
 
 
 @_counts
