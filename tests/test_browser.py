@@ -312,6 +312,9 @@ def test_the_shell_shows_the_ledgers_numbers(shell):
 def test_a_review_survives_a_restart(shell):
     shell.review.value = True
     assert "Dice" not in shell.beside.value
+    shell.rating.value = 4
+    assert shell.rating.value == 0  # not without a name: the next visitor would see it
+    assert "write your name first" in shell.progress.value
     shell.reviewer.value = "grace"
     shell.note.value = "first look"
     shell.rating.value = 4

@@ -163,6 +163,8 @@ def test_script_refuses_an_old_python(tmp_path):
         (["run", "--from", "x"], "no notebook 'x'"),
         (["models", "--models", "ultraseg"], "ultraseg_130k"),
         (["study", "--only", "lbunet-my_own-strong-clean-e1-s0"], "'my_own'"),
+        (["study", "--grid", "ablation", "--models", "lbunet"], "leave --grid out"),
+        (["study", "--engine", "ray", "--jobs", "2"], "leave it out"),
     ],
 )
 def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):

@@ -50,6 +50,24 @@ def test_a_student_of_a_failed_teacher_fails_with_its_name(outputs):
     assert "its teacher lbunet-" in failures["unet_tiny+kd10-synthetic-strong-clean-e2-s0"]
 
 
+def test_a_run_that_cannot_start_does_not_stop_the_others(outputs):
+    """Ray's frames are read before a run is handed over."""
+
+    class Pool:
+        jobs, active = 1, {}
+
+        def start(self, run: study.Run) -> None:
+            raise ValueError("none falls to its part 'val'")
+
+        def finished(self) -> list:
+            return []
+
+    plan = tiny_plan()
+    runs = study.plan_grids(plan, ["main"])
+    failures = engines._Schedule(plan, [*runs]).work_through(Pool())
+    assert failures == {run.run_id: "ValueError: none falls to its part 'val'" for run in runs}
+
+
 def kill_when(find, deadline: float = 60) -> threading.Thread:
     """Kill the first process that ``find`` returns, in the background."""
 

@@ -83,6 +83,15 @@ def test_the_command_writes_whole_folders(tmp_path, capsys, outputs):
     assert "ultraseg_108k_st (untrained)" in capsys.readouterr().out
 
 
+def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
+    folder = tmp_path / "unet_tiny"
+    save_weights(create_model("unet_tiny"), folder / "weights.safetensors")
+    words = ["--models", "unet_tiny", "--weights", str(folder / "weights.safetensors")]
+    assert main(["export", *words, "-o", str(tmp_path)]) == 2
+    assert "holds weights.safetensors, no file of an export" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["weights.safetensors"]
+
+
 def test_export_without_onnx_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     assert main(["export", "--models", "ultraseg_130k", "-o", str(tmp_path)]) == 2

@@ -64,6 +64,12 @@ def test_models_are_compared_where_they_were_trained_alike(ledger):
     assert table["difference"].tolist() == pytest.approx([0.1] * len(table))
 
 
+def test_a_part_of_a_test_set_has_no_dice_of_its_batches(ledger):
+    """That one is known of whole test sets."""
+    whole, parts = external.score_table(ledger), external.score_table(ledger, ["center"])
+    assert set(whole) - set(parts) == {"batch_pooled_dice"}
+
+
 def test_shares_run_from_the_smallest_to_all(ledger):
     shares = external.share_table(ledger)
     etis = shares[shares["tested"] == "etis_larib"]

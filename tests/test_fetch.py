@@ -217,15 +217,20 @@ def test_harmful_archives_write_nothing_outside(offer, tmp_path, name):
     assert not Path("/tmp/ultraseg-out").exists()
 
 
-def test_a_full_disk_is_told_and_keeps_the_archive(offer, pair_files, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt("No space left")]
+)
+def test_what_stops_the_unpacking_keeps_the_archive(
+    offer, pair_files, tmp_path, monkeypatch, error
+):
     files = offer(zip_of(pair_files))
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(zipfile.ZipFile, "extractall", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(type(error), match="No space left"):
             fetch("kvasir_seg", tmp_path / "data")
     (left,) = (tmp_path / "data").iterdir()
     assert left.read_bytes() == files["/kvasir-seg.zip"]

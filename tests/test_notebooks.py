@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +113,12 @@ def test_a_failure_without_words_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(notebooks, "execute", fail)
     execution = notebooks.Execution(ALL[0], {}, "x")
     assert notebooks._attempt(execution, tmp_path) == (0.0, "MemoryError()")
+
+
+def test_a_killed_process_is_the_reason_of_its_notebooks():
+    task = Future()
+    task.set_exception(BrokenProcessPool())
+    assert "was killed" in notebooks._outcome(task)[1]
 
 
 def test_a_failing_notebook_is_kept_reported_and_does_not_stop_the_next(outputs, tmp_path):

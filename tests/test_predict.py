@@ -326,6 +326,16 @@ def test_a_table_of_someone_else_is_left_alone(run, tmp_path, capsys):
     assert (tmp_path / "out" / "measurements.csv").read_text() == "patient,age\n1,60\n"
 
 
+def test_a_picture_of_someone_else_is_left_alone(run, tmp_path, capsys):
+    images = write_frames(tmp_path / "in", "a.png", "b.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"a true mask")
+    assert run(images) == 1
+    assert "a.png: is there and is not predict's; choose another" in capsys.readouterr().err
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"a true mask"
+    assert [row["file"] for row in read_table(tmp_path / "out")] == ["b.png"]
+
+
 def test_each_frame_is_in_the_table_before_the_next(run, tmp_path, monkeypatch):
     """A run that is killed leaves no mask without its row."""
     real, seen = predict.segment_frame, []

@@ -144,7 +144,8 @@ def test_a_run_of_any_length_has_a_schedule(steps, schedule):
 @pytest.mark.parametrize(("steps", "share"), [(300, 0.002), (3000, 1e-6)])
 def test_running_mean_forgets_its_start_and_reaches_its_decay(steps, share):
     module = torch.nn.Linear(1, 1, bias=False)
-    average = AveragedModel(module, multi_avg_fn=running_mean(0.995))
+    average = AveragedModel(module)
+    average.multi_avg_fn = running_mean(0.995, average.n_averaged)
     for step in range(steps):
         module.weight.data.fill_(1.0 if step == 0 else 0.0)
         average.update_parameters(module)

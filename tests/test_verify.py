@@ -11,7 +11,8 @@ from conftest import write_pair
 
 from ultraseg_lib.__main__ import main
 from ultraseg_lib.data import catalog, look_for_datasets
-from ultraseg_lib.data.layouts import FoundDataset
+from ultraseg_lib.data.layouts import DataError, FoundDataset
+from ultraseg_lib.data.loading import check_whole
 from ultraseg_lib.data.verify import verify
 
 # One pair of each dataset in its official form.
@@ -73,6 +74,18 @@ def test_a_broken_file_is_named(one, tmp_path, name, which, fault):
     broken.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"no image"}[fault])
     (line,) = verify(look(tmp_path, name)).wrong
     assert str(broken) in line
+
+
+def test_a_file_is_whole_by_its_content_whatever_its_name(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for kind in (".png", ".jpg"):
+        whole = cv2.imencode(kind, picture)[1].tobytes()
+        path = tmp_path / f"kept{'.jpg' if kind == '.png' else '.png'}"
+        path.write_bytes(whole)
+        check_whole(path)
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match="cut off before its end"):
+            check_whole(path)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

@@ -180,11 +180,15 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
     """Say what is done, what will run and how long it may take, then run it; return the failures."""
     from ultraseg_lib.engines import default_jobs, estimate, run_study, runs_to_do
 
+    if jobs and engine == "ray":
+        raise ValueError(
+            "--jobs: the ray cluster decides how many runs go side by side; leave it out"
+        )
     todo = runs_to_do(profile, runs)
     print(f"study {profile.name}: {len(runs)} runs, {len(runs) - len(todo)} done", flush=True)
     for run in todo:
         print(f"  to run: {run.run_id}", flush=True)
-    if todo:
+    if todo and engine == "local":
         print(f"  {estimate(profile, todo, jobs or default_jobs(len(todo)))}", flush=True)
     failures = run_study(profile, todo, jobs, engine)
     for run_id, reason in failures.items():
@@ -209,6 +213,11 @@ def command_study(args: argparse.Namespace) -> int:
     only = [parse_run_id(profile.name, args.only)] if args.only else []
     check_datasets(run.dataset for run in only)
     runs = with_teachers(only, profile) or plan_grids(profile, args.grid or GRIDS)
+    if not runs:
+        raise ValueError(
+            f"--grid {','.join(args.grid)}: no runs; models, datasets, recipes or protocols that are"
+            " given make a plan of their own: leave --grid out"
+        )
     if args.force:
         forget(only or runs, profile)
     failures = _train(profile, runs, args.jobs, args.engine)
@@ -219,9 +228,16 @@ def command_study(args: argparse.Namespace) -> int:
 
 def _tell_band(run: "Run") -> None:
     """Say how far a run is from the committed one of its name, where there is one."""
-    from ultraseg_lib.study import compare_with_record, parse_run_id
+    from ultraseg_lib.study import compare_with_record, parse_run_id, read_config
 
-    if not parse_run_id("reference", run.run_id).is_complete:
+    committed = parse_run_id("reference", run.run_id)
+    if not committed.is_complete:
+        return
+    size, theirs = (read_config(each)["inputs"]["images"]["size"] for each in (run, committed))
+    if size != theirs:
+        print(
+            f"trained at {size} px, the committed run at {theirs}: not compared; give its --profile"
+        )
         return
     for row in compare_with_record(run.folder).itertuples():
         verdict = "within" if row.within else "OUTSIDE"

@@ -119,7 +119,10 @@ class _Schedule:
         for run in list(self.waiting):
             if len(pool.active) < pool.jobs and self._is_ready(run):
                 self.waiting.remove(run)
-                pool.start(run)
+                try:
+                    pool.start(run)
+                except Exception as error:  # its frames cannot be read, say: the others go on
+                    self.failures[run.run_id] = f"{type(error).__name__}: {error}"
 
     def _is_ready(self, run: Run) -> bool:
         """Return whether a run's teacher is trained; where it failed, the run fails too."""

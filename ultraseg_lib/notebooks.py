@@ -5,7 +5,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,9 +135,17 @@ def _attempts(plan: list[Execution], folder: Path) -> Iterator[tuple[Execution, 
     with ProcessPoolExecutor(jobs, fresh, _use_threads, threads) as pool:
         tasks = {pool.submit(_attempt, each, folder): each for each in together}
         for task in as_completed(tasks):
-            yield tasks[task], *task.result()
+            yield tasks[task], *_outcome(task)
     for each in alone:
         yield each, *_attempt(each, folder)
+
+
+def _outcome(task: Future) -> tuple[float, str]:
+    """Return what `_attempt` returned, or the reason where its process died."""
+    try:
+        return task.result()
+    except BrokenProcessPool:
+        return 0.0, "a process that ran notebooks was killed (memory?)"
 
 
 def run_notebooks(

@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 import torch
-from filelock import FileLock
 
 from ultraseg_lib.grid import Profile, Run, teachers_of
 from ultraseg_lib.paths import ROOT, whole_folder
@@ -35,27 +34,21 @@ def _do_run(
 
     ``given``: the files of the runs that must be there, its teacher's, and its own so far. Where a
     first try on the same machine was killed, its checkpoint is found and goes on. ``study``: no
-    other study's, whose files may still lie there.
+    other study's, whose files may still lie there. Tasks of one machine share no folder.
     """
-    os.environ["ULTRASEG_OUTPUTS"] = str(Path(tempfile.gettempdir()) / f"ultraseg-{study}")
+    folder = Path(tempfile.gettempdir()) / f"ultraseg-{study}" / run.run_id
+    os.environ["ULTRASEG_OUTPUTS"] = str(folder)
     torch.set_num_threads(1)
     try:
         for each, files in given.items():
-            _write_once(each, files)
+            if not each.folder.exists():
+                _write_files(each, files)
         run_once(run, profile, frames=frames)
         files = _read_files(run)
-        shutil.rmtree(run.folder)
+        shutil.rmtree(folder)
         return files
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-
-
-def _write_once(run: Run, files: Files) -> None:
-    """Put a run's files in its folder unless they are there; students of one teacher take turns."""
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.folder.with_name(f".{run.run_id}.given.lock")):
-        if not run.folder.exists():
-            _write_files(run, files)
 
 
 def _read_files(run: Run) -> Files:

@@ -191,17 +191,20 @@ def _make_scheduler(
     )
 
 
-def running_mean(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def running_mean(
+    decay: float, done: Tensor
+) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
     """Return an update of a running mean of the weights that soon forgets where training began.
 
     After n steps the mean keeps min(``decay``, (1 + n) / (10 + n)) of itself. With the full decay
     from the start, a run of a few hundred steps would be scored on a mean that still holds a fifth
-    of its first weights.
+    of its first weights. ``done``: the number of updates so far, on the CPU; PyTorch hands over a
+    copy on the GPU, and to read that is to wait for it.
     """
 
-    def update(mean: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
-        get_ema_multi_avg_fn(kept)(mean, current, steps)
+    def update(mean: list[Tensor], current: list[Tensor], copied: Tensor) -> None:
+        kept = min(decay, (1 + int(done)) / (10 + int(done)))
+        get_ema_multi_avg_fn(kept)(mean, current, copied)
 
     return update
 
@@ -252,8 +255,8 @@ class Trainer:
         self._loss_of = loss_function(self.device, steps)
         self.average = None
         if recipe.average is not None:
-            mean = running_mean(recipe.average)
-            self.average = AveragedModel(self.model, multi_avg_fn=mean, use_buffers=True)
+            self.average = AveragedModel(self.model, use_buffers=True)
+            self.average.multi_avg_fn = running_mean(recipe.average, self.average.n_averaged)
         self.inputs = inputs or {}
         self.history: list[dict[str, float]] = []
         self._on_device = DeviceFrames(train, self.device) if self.device.type == "cuda" else None

@@ -133,7 +133,7 @@ def fetch(name: str, to: Path) -> Path:
         try:
             unpack(archive, unpacked)
             _unpack_inner(unpacked)
-        except OSError:
+        except (OSError, KeyboardInterrupt):
             os.replace(archive, part)
             raise
         os.replace(unpacked, goal)

@@ -28,6 +28,19 @@ from ultraseg_lib.data.augmentation import augment
 from ultraseg_lib.data.layouts import DataError
 from ultraseg_lib.paths import outputs_dir, whole_folder
 
+TAIL = 4096  # bytes: some programs write a few after the end of a PNG
+
+
+def check_whole(path: str | Path) -> None:
+    """Raise DataError for a JPEG or PNG, by content, whose end is missing: OpenCV paints it grey."""
+    data = Path(path).read_bytes()
+    start_of_scan, end_of_image = b"\xff\xda", b"\xff\xd9"
+    is_cut = (
+        data.startswith(b"\xff\xd8") and data.rfind(start_of_scan) > data.rfind(end_of_image)
+    ) or (data.startswith(b"\x89PNG") and b"IEND\xaeB`\x82" not in data[-TAIL:])
+    if is_cut:
+        raise DataError(f"{path}: cut off before its end; replace it by a fresh copy")
+
 
 def _decode_by_opencv(path: Path) -> np.ndarray | None:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)

@@ -1,17 +1,12 @@
 """Is a copy of a dataset whole? Counts against the catalog, pairs, sizes, and every file readable."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError, FoundDataset, catalog
-from ultraseg_lib.data.loading import each_file, read_pair
-
-# How a whole file ends; OpenCV fills what a cut-off one lacks with grey and says nothing.
-ENDINGS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
-TAIL = 4096  # some cameras write a few bytes after the end
+from ultraseg_lib.data.loading import check_whole, each_file, read_pair
 
 
 @dataclass(frozen=True)
@@ -24,20 +19,11 @@ class Verdict:
     wrong: tuple[str, ...]
 
 
-def _check_whole(path: str) -> None:
-    """Raise DataError for a file whose end is missing."""
-    ending = ENDINGS.get(Path(path).suffix.lower(), b"")
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - TAIL))
-        if ending not in file.read():
-            raise DataError(f"{path}: cut off before its end; replace it by a fresh copy")
-
-
 def _check_pair(pair: tuple[str, str]) -> tuple[bool, str]:
     """Return whether the mask is empty, and what is wrong with the pair ('' if nothing)."""
     try:
         for path in pair:
-            _check_whole(path)
+            check_whole(path)
         _, mask, _ = read_pair(*pair)
     except (DataError, OSError) as error:
         return False, str(error)

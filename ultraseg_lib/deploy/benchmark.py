@@ -43,7 +43,7 @@ from ultraseg_lib.deploy.worker import (
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.paths import PAPER, outputs_dir, write_json
 from ultraseg_lib.provenance import package_versions, provenance, usable_cores
-from ultraseg_lib.study import load_frames_of, load_profile
+from ultraseg_lib.study import load_profile, test_frames
 from ultraseg_lib.weights import shipped_weights
 
 FRAME = (1024, 1280)  # height and width of a colonoscope's picture
@@ -337,7 +337,7 @@ def agreement_on(dataset: str, models: list[str] | None, size: int) -> list[dict
     `models` (default: Table 4), the first 200 images at `size` px. Raises ValueError for a dataset
     that is unknown or not there.
     """
-    frames = load_frames_of(dataset, load_profile("lite", image_size=size)).part("test")
+    frames = test_frames(dataset, load_profile("lite", image_size=size))
     images = np.asarray(frames.images[:200])
     trained = [name for name in models or table4_models() if shipped_weights(name)]
     return [row | {"dataset": dataset} for name in trained for row in agreement(name, images)]

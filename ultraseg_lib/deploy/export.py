@@ -12,6 +12,8 @@ from ultraseg_lib import __version__
 from ultraseg_lib.deploy.inference import LogitsOnly, exact_form
 from ultraseg_lib.paths import whole_folder
 
+FILES = {"model.onnx", "metadata.json", "model.xml", "model.bin"}
+
 OPSET = 17
 INPUT, OUTPUT = "image", "logits"
 
@@ -80,21 +82,28 @@ def export(
 ) -> list[Path]:
     """Write `folder/name/`: model.onnx, metadata.json and, where OpenVINO is, model.xml and .bin.
 
-    `weights` is the file the model was loaded from, for the metadata. A folder of this name is
-    replaced, whole or not at all. Raises ImportError, with the way to get it, without onnx.
+    `weights` is the file the model was loaded from, for the metadata. An earlier export is replaced,
+    whole or not at all. Raises ImportError, with the way to get it, without onnx, and ValueError
+    where the folder holds anything else.
     """
     from ultraseg_lib.deploy.backends import missing_part
 
     if lack := missing_part("onnx"):
         raise ImportError(f"export is not possible here: {lack}")
+    there = folder / name
+    others = {each.name for each in there.iterdir()} - FILES if there.is_dir() else set()
+    if others:
+        raise ValueError(
+            f"{there}: holds {min(others)}, no file of an export; choose another --output"
+        )
     metadata = describe(name, size, weights)
     graph = to_onnx(exact_form(model, size), size, metadata)
-    with whole_folder(folder / name) as temporary:
+    with whole_folder(there) as temporary:
         (temporary / "model.onnx").write_bytes(graph)
         (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
         if not missing_part("openvino"):
             _write_openvino(graph, temporary / "model.xml", metadata)
-    return sorted((folder / name).iterdir())
+    return sorted(there.iterdir())
 
 
 def _write_openvino(graph: bytes, path: Path, metadata: dict[str, str]) -> None:

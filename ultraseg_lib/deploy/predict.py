@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError
-from ultraseg_lib.data.loading import read_image
+from ultraseg_lib.data.loading import check_whole, read_image
 from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend, split_words
 from ultraseg_lib.deploy.frame import segment_frame
 from ultraseg_lib.metrics import MIN_POLYP_PX
@@ -108,22 +108,12 @@ def _open_images(files: list[Path], folder: Path) -> Source:
 def _read_images(paths: Iterable[Path]) -> Iterator[Shot | DataError]:
     for path in paths:
         try:
-            _refuse_cut_jpeg(path)
+            check_whole(path)
             yield Shot(path.name, 1, path.stem, read_image(path))
         except DataError as error:
             yield error
         except OSError as error:
             yield DataError(f"{path}: cannot be read: {error.strerror}")
-
-
-def _refuse_cut_jpeg(path: Path) -> None:
-    """Raise DataError for a JPEG whose end is missing: OpenCV paints the missing part grey."""
-    if path.suffix.lower() not in (".jpg", ".jpeg"):
-        return
-    data = path.read_bytes()
-    start_of_scan, end_of_image = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
-    if start_of_scan > end_of_image:
-        raise DataError(f"{path}: the end of the image is missing; replace it by a fresh copy")
 
 
 def _open_video(path: Path) -> Source:
@@ -306,7 +296,7 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
     """Segment the frames of a source, at most ``limit``; write masks, overlays and the table.
 
     ``folder`` gets ``<stem>.png``, ``overlays/<stem>.jpg`` and ``measurements.csv``. A bad frame is
-    reported and skipped. The table grows row by row, so that it holds all that was done, however
+    reported and skipped, and so is one whose mask or overlay would replace a file of yours. The table grows row by row, so that it holds all that was done, however
     the run ends. Results of an earlier run in the folder go first. Raises ValueError where the
     folder cannot be made or its table is none of ours.
     """
@@ -323,6 +313,7 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
         table.writeheader()
         try:
             for shot in bar:
+                shot = _unless_taken(shot, folder)
                 if isinstance(shot, DataError):
                     outcome.bad += 1
                     tqdm.write(f"skipped: {shot}", file=sys.stderr)
@@ -342,16 +333,33 @@ def timed(segment: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, float]:
     return mask, (time.perf_counter() - start) * 1000
 
 
+def _unless_taken(shot: Shot | DataError, folder: Path) -> Shot | DataError:
+    """Return the shot, or the error that its mask has the name of a file that is there."""
+    if isinstance(shot, DataError) or not (path := _mask_path(shot, folder)).exists():
+        return shot
+    return DataError(f"{path}: is there and is not predict's; choose another --output")
+
+
+def _mask_path(shot: Shot, folder: Path) -> Path:
+    return folder / f"{shot.stem}.png"
+
+
 def _predict_one(shot: Shot, segment: Segmenter, folder: Path) -> dict[str, object]:
     """Segment one frame, write its pictures and return its row of the table."""
     mask, latency = timed(segment, shot.pixels)
-    name = f"{shot.stem}.png"
+    path = _mask_path(shot, folder)
     height, width = mask.shape
-    row = {"file": shot.file, "frame": shot.frame, "mask": name, "width": width, "height": height}
+    row = {
+        "file": shot.file,
+        "frame": shot.frame,
+        "mask": path.name,
+        "width": width,
+        "height": height,
+    }
     row |= measure(mask) | {"latency_ms": round(latency, 3)}
     drawn = overlay(shot.pixels, mask)
     if shot.is_video:
         write_latency(drawn, latency)
     _write_picture(folder / "overlays" / f"{shot.stem}.jpg", drawn)
-    _write_picture(folder / name, mask)  # last: no mask stands long without its row
+    _write_picture(path, mask)  # last: no mask stands long without its row
     return row

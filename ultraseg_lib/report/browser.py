@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -292,17 +293,20 @@ def save_review(
     """
     if rating not in range(6):
         raise ValueError(f"rating: found {rating!r}; it is 1 to 5, or 0 for none")
-    reviews, key = read_reviews(path), _review_key(state, cases)
-    earlier = find_review(reviews, state, cases)
-    if earlier and earlier["rating"] == rating:
-        saw_truth = earlier["saw_truth"]
-    table = reviews[~(reviews[REVIEW_KEYS] == key).all(axis=1)]
-    if rating:
-        row = [*key, state.threshold, saw_truth, rating, note, now()]
-        added = pd.DataFrame([row], columns=REVIEW_COLUMNS)
-        table = pd.concat([table, added], ignore_index=True) if len(table) else added
-    with whole_file(path) as temporary:
-        table.to_csv(temporary, index=False)
+    key = _review_key(state, cases)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.stem}.lock")):  # a reviewer may have two windows
+        reviews = read_reviews(path)
+        earlier = find_review(reviews, state, cases)
+        if earlier and earlier["rating"] == rating:
+            saw_truth = earlier["saw_truth"]
+        table = reviews[~(reviews[REVIEW_KEYS] == key).all(axis=1)]
+        if rating:
+            row = [*key, state.threshold, saw_truth, rating, note, now()]
+            added = pd.DataFrame([row], columns=REVIEW_COLUMNS)
+            table = pd.concat([table, added], ignore_index=True) if len(table) else added
+        with whole_file(path) as temporary:
+            table.to_csv(temporary, index=False)
     return table
 
 

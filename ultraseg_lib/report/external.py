@@ -13,7 +13,6 @@ from ultraseg_lib.data import GENERATED, dataset_title
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
-from ultraseg_lib.report.figures import PALETTE
 from ultraseg_lib.report.tables import (
     cells,
     compare_pairs,
@@ -30,11 +29,6 @@ from ultraseg_lib.variants import model_title
 
 JOINT = ("mixed", "synthetic")  # what a model is trained on when it is trained on everything
 KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "tested"]
-STYLES = {  # a model looks alike in every figure: UltraSeg in warm colours
-    "ultraseg_130k": (PALETTE[3], "o"), "ultraseg_108k": (PALETTE[1], "s"),
-    "lbunet": (PALETTE[0], "D"), "egeunet": (PALETTE[9], "^"), "unet_tiny": (PALETTE[2], "v"),
-    "unet_base": ("black", "P"), "ultraseg_500k": (PALETTE[5], "p"),
-}  # fmt: skip
 
 
 def by_tested(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -59,9 +53,12 @@ def training_title(dataset: str) -> str:
 def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
     """Average every model over the images of every test set; ``extra`` columns divide them further.
 
-    ``ledger``: of `by_tested`. Columns: those of `tables.levels` by KEYS and ``extra``, and title.
+    ``ledger``: of `by_tested`. Columns: those of `tables.levels` by KEYS and ``extra``, and title;
+    with ``extra`` without batch_pooled_dice, which is of whole test sets.
     """
     table = levels(ledger, [*KEYS, *extra])
+    if extra:
+        table = table.drop(columns="batch_pooled_dice")
     return table.assign(title=table["model"].map(model_title))
 
 
@@ -94,7 +91,6 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
         **{key: table[key] for key in ("recipe", "protocol", "epochs")},
         "trained on": table["dataset"].map(training_title),
         "tested on": table["tested"].map(training_title),
-        **({"center": table["center"]} if "center" in table else {}),
         "model": table["title"],
         "images": table["images"],
         "Dice": cells(table, "{:.3f}", "dice"),
@@ -186,7 +182,7 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def _style(model: str) -> dict[str, Any]:
-    colour, marker = STYLES.get(model, ("0.45", "X"))
+    colour, marker = figures.model_style(model)
     return {"color": colour, "marker": marker, "ms": 12, "lw": 3, "capsize": 6}
 
 

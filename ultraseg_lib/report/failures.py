@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ultraseg_lib import metrics
 from ultraseg_lib.report.cases import Cases
-from ultraseg_lib.report.figures import PALETTE, dataset_title, describe
+from ultraseg_lib.report.figures import dataset_title, describe, model_style
 from ultraseg_lib.report.metric_figures import LEVELS
 from ultraseg_lib.report.overlays import EXTRA, LOST, OVERLAYS, legend_handles
 from ultraseg_lib.report.tables import error_bars
@@ -34,7 +34,6 @@ SETTING = ("dataset", "recipe", "protocol", "epochs", "seed")
 SMALL = 0.05  # share of the image below which a polyp counts as small
 SIZE_CLASSES = 5
 FEW = 10  # images: below this points are drawn, a box would say more than they do
-MARKERS = "osD^vP"
 SIDES = LinearSegmentedColormap.from_list("sides", ["#542788", "0.5", "#e08214"])  # inside, outside
 BARS = {"inside": "inside the polyp", "outside": "outside the polyp", "lost": "not found (FN)",
         "extra": "painted wrongly (FP)"}  # fmt: skip
@@ -331,7 +330,7 @@ def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
     size = (inches * len(lines[0]) + 4.5, 4.4 * len(lines))
     figure, panels = plt.subplot_mosaic(lines, figsize=size, sharey=True)
     style = {"x": "group", "y": "dice", "hue": "model", "hue_order": models, "legend": False,
-             "palette": PALETTE[: len(models)]}  # fmt: skip
+             "palette": [model_style(name)[0] for name in models]}  # fmt: skip
     mean = {"marker": "D", "mfc": "white", "mec": "black", "ms": 8}
     for name, part in by_set:
         axes, order = panels[name], sorted(part["group"].unique())
@@ -342,7 +341,7 @@ def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
                       linewidth=1, **style)  # fmt: skip
         axes.set(xlabel=key, ylabel="Dice of an image", ylim=(-0.03, 1.03))
         axes.set_title(textwrap.fill(dataset_title(name), 18 * groups[name]))
-    handles = [Patch(color=c, label=m) for m, c in zip(models, PALETTE, strict=False)]
+    handles = [Patch(color=model_style(name)[0], label=name) for name in models]
     figure.legend(handles=handles, loc="outside right center", fontsize="small",
                   title=f"white diamond: mean;\npoints where n < {FEW}", title_fontsize="small")  # fmt: skip
     return figure
@@ -374,8 +373,9 @@ def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str) ->
         for place, name in enumerate(scores["model"].unique()):
             line = binned[(binned["model"] == name) & (binned["test_set"] == test_set)]
             shifted = line["size"] * 1.03**place  # so that error bars do not hide each other
-            axes.errorbar(shifted, line["dice"], error_bars(line), fmt=f"{MARKERS[place % 6]}-", ms=10,
-                          lw=3, capsize=4, color=PALETTE[place], label=name)  # fmt: skip
+            colour, marker = model_style(name)
+            axes.errorbar(shifted, line["dice"], error_bars(line), fmt=f"{marker}-", ms=10, lw=3,
+                          capsize=4, color=colour, label=name)  # fmt: skip
         axes.axvline(SMALL, color="black", lw=1, ls=":")
         axes.text(SMALL, 1.03, "small  ", ha="right", va="top", fontsize="small")
         axes.set(xscale="log", ylabel="Dice", xlim=(low / 1.2, high * 1.2), ylim=(-0.03, 1.03))
@@ -514,8 +514,8 @@ def plot_reliability(table: pd.DataFrame, title: str) -> Figure:
     top.plot([0, 1], [0, 1], color="0.6", lw=2, ls="--")
     top.text(0.31, 0.37, "calibrated", color="0.4", rotation=31, ha="center", fontsize="small")
     errors = calibration_error(table)
-    for place, (name, part) in enumerate(table.groupby("model", sort=False)):
-        style = {"marker": MARKERS[place % 6], "color": PALETTE[place], "lw": 3, "ms": 10}
+    for name, part in table.groupby("model", sort=False):
+        style = dict(zip(("color", "marker"), model_style(name), strict=True), lw=3, ms=10)
         top.plot(part["prob"], part["polyp"], label=f"{name}: {errors[name]:.3f}", **style)
         bottom.plot(part["prob"], 100 * part["pixels"] / part["pixels"].sum(), **style | {"ms": 7})
     top.set(ylabel="share that is polyp", xlim=(0, 1), ylim=(-0.02, 1.02), title=title)

@@ -4,6 +4,7 @@ Every function returns a matplotlib Figure and shows nothing by itself.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from ultraseg_lib import data
 from ultraseg_lib.data import Frames
 from ultraseg_lib.data.synthetic import SyntheticFrame
+from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
 from ultraseg_lib.report.tables import error_bars
@@ -24,6 +26,18 @@ from ultraseg_lib.variants import model_title as model_title  # figures.model_ti
 PALETTE = sns.color_palette("colorblind")
 TRUTH, PRED = "#ffffff", "#ffb000"  # outlines on an image: what is, and what a model says
 GENERATED = "generated, no patient"
+STYLES = {  # colour and marker: a model looks alike in every figure, UltraSeg in warm colours
+    "ultraseg_130k": (PALETTE[3], "o"), "ultraseg_108k": (PALETTE[1], "s"),
+    "lbunet": (PALETTE[0], "D"), "egeunet": (PALETTE[9], "^"), "unet_tiny": (PALETTE[2], "v"),
+    "unet_small": (PALETTE[4], "<"), "unet_light": (PALETTE[6], ">"), "unet_base": ("black", "P"),
+    "ultraseg_500k": (PALETTE[5], "p"), "mobileunet": (PALETTE[8], "h"),
+}  # fmt: skip
+
+
+def model_style(model: str) -> tuple[Any, str]:
+    """Return the colour and the marker of a model, by its name or title; grey for all others."""
+    names = {info.title: name for name, info in MODELS.items()}
+    return STYLES.get(names.get(model, model), ("0.45", "X"))
 
 
 def use_style() -> None:

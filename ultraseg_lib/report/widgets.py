@@ -103,8 +103,8 @@ class PredictionBrowser(w.VBox):
 
     def _make_review(self) -> None:
         self.review = w.Checkbox(description="review mode", indent=False, layout={"width": "130px"})
-        self.reviewer = w.Text("reviewer", description="your name", continuous_update=False,
-                               layout=NARROW)  # fmt: skip
+        self.reviewer = w.Text(description="your name", continuous_update=False, layout=NARROW,
+                               placeholder="names the file of ratings")  # fmt: skip
         self.truth = w.Button(description="show the truth")
         self.rating = w.ToggleButtons(
             options=[("–", 0), *((str(each), each) for each in range(1, 6))],
@@ -290,6 +290,9 @@ class PredictionBrowser(w.VBox):
         return browser.review_path(self.profile.value, self.reviewer.value)
 
     def _show_review(self) -> None:
+        if not self.reviewer.value:
+            self._ask_for_name()
+            return
         reviews = self._reviews()
         kept = browser.find_review(reviews, self.state, self.cases) or {"rating": 0, "note": ""}
         self._set(self.rating, value=int(kept["rating"]))
@@ -300,7 +303,14 @@ class PredictionBrowser(w.VBox):
         self._truth_shown = True
         self._draw()
 
+    def _ask_for_name(self) -> None:
+        self._set(self.rating, value=0)
+        self.progress.value = "write your name first: your ratings go to a file of that name"
+
     def _rate(self) -> None:
+        if not self.reviewer.value:
+            self._ask_for_name()
+            return
         earlier = browser.find_review(self._reviews(), self.state, self.cases)
         if self._row is None or not (earlier or self.rating.value):
             self.progress.value = "choose a rating: the note is saved with it"
