@@ -29,8 +29,8 @@ GENERATED = "generated, no patient"
 STYLES = {  # colour and marker: a model looks alike in every figure, UltraSeg in warm colours
     "ultraseg_130k": (PALETTE[3], "o"), "ultraseg_108k": (PALETTE[1], "s"),
     "lbunet": (PALETTE[0], "D"), "egeunet": (PALETTE[9], "^"), "unet_tiny": (PALETTE[2], "v"),
-    "unet_small": (PALETTE[4], "<"), "unet_light": (PALETTE[6], ">"), "unet_base": ("black", "P"),
-    "ultraseg_500k": (PALETTE[5], "p"), "mobileunet": (PALETTE[8], "h"),
+    "unet_small": (PALETTE[5], "<"), "unet_light": (PALETTE[6], ">"), "unet_base": ("black", "P"),
+    "ultraseg_500k": (PALETTE[4], "p"), "mobileunet": (PALETTE[8], "h"),
 }  # fmt: skip
 
 
