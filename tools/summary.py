@@ -67,16 +67,9 @@ def _draw_dice(axes: Axes, rows: pd.DataFrame) -> None:
     millions = rows["parameters"] / 1e6
     axes.plot(millions, rows["paper"], "D", ms=10, mfc="none", mec="0.35", mew=2, label="the paper")
     axes.plot(
-        millions,
-        rows["again"],
-        "o",
-        ms=11,
-        color=PALETTE[0],
-        label="ours, close to its rules (released)",
+        millions, rows["again"], "o", ms=11, color=PALETTE[0], label="ours, close to its rules"
     )
-    axes.plot(
-        millions, rows["harder"], "*", ms=22, color=PALETTE[3], label="ours, recipe strong (clean)"
-    )
+    axes.plot(millions, rows["harder"], "*", ms=22, color=PALETTE[3], label="ours, recipe strong")
     for row, x in zip(rows.itertuples(), millions, strict=True):
         if row.harder - row.again == row.harder - row.again:  # both are there
             arrow = {"arrowstyle": "-|>", "color": PALETTE[3], "lw": 2, "shrinkA": 8, "shrinkB": 10}
