@@ -296,8 +296,8 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
     """Segment the frames of a source, at most ``limit``; write masks, overlays and the table.
 
     ``folder`` gets ``<stem>.png``, ``overlays/<stem>.jpg`` and ``measurements.csv``. A bad frame is
-    reported and skipped, and so is one whose mask or overlay would replace a file of yours. The table grows row by row, so that it holds all that was done, however
-    the run ends. Results of an earlier run in the folder go first. Raises ValueError where the
+    reported and skipped, and so is one whose mask would replace a file of yours. The table grows
+    row by row, so that it holds all that was done, however the run ends. Results of an earlier run in the folder go first. Raises ValueError where the
     folder cannot be made or its table is none of ours.
     """
     _make_folder(folder)
@@ -349,14 +349,8 @@ def _predict_one(shot: Shot, segment: Segmenter, folder: Path) -> dict[str, obje
     mask, latency = timed(segment, shot.pixels)
     path = _mask_path(shot, folder)
     height, width = mask.shape
-    row = {
-        "file": shot.file,
-        "frame": shot.frame,
-        "mask": path.name,
-        "width": width,
-        "height": height,
-    }
-    row |= measure(mask) | {"latency_ms": round(latency, 3)}
+    row = {"file": shot.file, "frame": shot.frame, "mask": path.name}
+    row |= {"width": width, "height": height, **measure(mask), "latency_ms": round(latency, 3)}
     drawn = overlay(shot.pixels, mask)
     if shot.is_video:
         write_latency(drawn, latency)
