@@ -113,6 +113,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "unseen": lambda: record.unseen_results(record.committed_ledger()),
     "leads": lambda: record.leads(record.committed_ledger()),
     "choices": lambda: record.choices(record.committed_ledger()),
+    "ladder": lambda: record.ladder(record.committed_ledger()),
     "repeats": record.repeats,
     "cells": record.cells_run,
 }

@@ -14,7 +14,7 @@ from ultraseg_lib.grid import GRIDS
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import ROOT, outputs_dir
-from ultraseg_lib.report import external, tables
+from ultraseg_lib.report import ablation, external, tables
 from ultraseg_lib.study import Run
 from ultraseg_lib.variants import build_model, model_title
 from ultraseg_lib.weights import shipped_weights
@@ -160,6 +160,26 @@ def leads(ledger: pd.DataFrame) -> str:
     head = ["models", "trained on", "tested on", "recipe, epochs, protocol"]
     head += ["Dice per image (95 % interval)", "per batch of 4", "paper, per batch of 4"]
     return markdown_table(head, rows)
+
+
+def ladder(ledger: pd.DataFrame) -> str:
+    """Return the steps of Table 5 where both rungs were trained alike, beside the printed steps."""
+    rungs = list(ablation.LADDER)
+    table = ablation.compare(ledger, list(zip(rungs[1:], rungs[:-1], strict=True)))
+    table = table.assign(rung=table["model"].map(rungs.index))
+    paper = ablation.paper_table5().set_index(["dataset", "model"])["paper_dice"]
+    rows = []
+    for _, row in table.sort_values(["dataset", "recipe", "epochs", "rung"]).iterrows():
+        above, below = (paper.get((row["dataset"], row[side])) for side in ("model", "baseline"))
+        printed = "–" if above is None else f"{above - below:+.3f}"
+        rows.append([
+            dataset_title(row["dataset"]), _setting(row),
+            " − ".join(model_title(row[side]) for side in ("model", "baseline")),
+            _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
+            f"{row['batch_a'] - row['batch_b']:+.3f}", printed,
+        ])  # fmt: skip
+    head = ["dataset", "recipe, epochs, protocol", "step", "Dice per image (95 % interval)"]
+    return markdown_table([*head, "per batch of 4", "paper, per batch of 4"], rows)
 
 
 def _papers_levels() -> pd.DataFrame:
