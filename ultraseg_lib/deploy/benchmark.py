@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.data.synthetic import generate_frame
 from ultraseg_lib.deploy import native
 from ultraseg_lib.deploy.anatomy import time_parts, time_rewrites
@@ -235,8 +236,8 @@ def _check_limits(threads: list[int], isas: list[str]) -> None:
     cores = usable_cores()
     if min(threads) < 1 or max(threads) > cores:
         raise ValueError(f"threads: found {threads}; this process may use 1 to {cores} cores")
-    if unknown := set(isas) - {"all", *LIMITS}:
-        raise ValueError(f"isas: unknown {min(unknown)!r}; choose from all, {', '.join(LIMITS)}")
+    for isa in isas:
+        check_choice("isas", isa, ("all", *LIMITS))
 
 
 def _protocol(size: int, frames: int, seconds: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.models import Prediction
 from ultraseg_lib.models.layers import (
     ConvStage,
@@ -330,8 +331,8 @@ def exact_form(
     """
     if size < 1 or size % model.stride:
         raise ValueError(f"size: found {size}; give a multiple of {model.stride}")
-    if unknown := set(rewrites) - set(REWRITES):
-        raise ValueError(f"rewrites: unknown {unknown}; choose from {', '.join(REWRITES)}")
+    for rewrite in rewrites:
+        check_choice("rewrites", rewrite, REWRITES)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if not isinstance(model, UltraSeg):
         return model

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ultraseg_lib import metrics
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.paths import outputs_dir, whole_file
 from ultraseg_lib.provenance import now
 from ultraseg_lib.report.cases import Cases, level_of
@@ -69,11 +70,8 @@ class State:
     truth: bool = True
 
     def __post_init__(self) -> None:
-        choices = (("sort", SORTS), ("keep", FILTERS), ("overlay", OVERLAYS))
-        for name, valid in choices:
-            if getattr(self, name) not in valid:
-                found = getattr(self, name)
-                raise ValueError(f"{name}: unknown {found!r}; choose from {', '.join(valid)}")
+        for name, valid in (("sort", SORTS), ("keep", FILTERS), ("overlay", OVERLAYS)):
+            check_choice(name, getattr(self, name), valid)
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold: found {self.threshold}; it lies between 0 and 1")
 
