@@ -162,22 +162,36 @@ def leads(ledger: pd.DataFrame) -> str:
     return markdown_table(head, rows)
 
 
-def ladder(ledger: pd.DataFrame) -> str:
-    """Return the steps of Table 5 where both rungs were trained alike, beside the printed steps."""
+def ladder_steps(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the steps of Table 5 where both rungs were trained alike: `ablation.compare`, in order.
+
+    More columns: step (in words), batch (in Dice per batch of 4) and printed (NaN where it is not).
+    """
     rungs = list(ablation.LADDER)
     table = ablation.compare(ledger, list(zip(rungs[1:], rungs[:-1], strict=True)))
-    table = table.assign(rung=table["model"].map(rungs.index))
     paper = ablation.paper_table5().set_index(["dataset", "model"])["paper_dice"]
-    rows = []
-    for _, row in table.sort_values(["dataset", "recipe", "epochs", "rung"]).iterrows():
-        above, below = (paper.get((row["dataset"], row[side])) for side in ("model", "baseline"))
-        printed = "–" if above is None else f"{above - below:+.3f}"
-        rows.append([
-            dataset_title(row["dataset"]), _setting(row),
-            " − ".join(model_title(row[side]) for side in ("model", "baseline")),
+    above, below = (
+        paper.reindex(pd.MultiIndex.from_frame(table[["dataset", side]])).to_numpy()
+        for side in ("model", "baseline")
+    )
+    words = table["model"].map(model_title) + " − " + table["baseline"].map(model_title)
+    batch = table["batch_a"] - table["batch_b"]
+    table = table.assign(step=words, batch=batch, printed=above - below)
+    return table.assign(rung=table["model"].map(rungs.index)).sort_values(
+        ["dataset", "recipe", "epochs", "rung"], ignore_index=True
+    )
+
+
+def ladder(ledger: pd.DataFrame) -> str:
+    """Return `ladder_steps` as a table."""
+    rows = [
+        [
+            dataset_title(row["dataset"]), _setting(row), row["step"],
             _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
-            f"{row['batch_a'] - row['batch_b']:+.3f}", printed,
-        ])  # fmt: skip
+            f"{row['batch']:+.3f}", "–" if pd.isna(row["printed"]) else f"{row['printed']:+.3f}",
+        ]
+        for _, row in ladder_steps(ledger).iterrows()
+    ]  # fmt: skip
     head = ["dataset", "recipe, epochs, protocol", "step", "Dice per image (95 % interval)"]
     return markdown_table([*head, "per batch of 4", "paper, per batch of 4"], rows)
 
