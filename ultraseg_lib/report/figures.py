@@ -237,6 +237,7 @@ def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figu
                           lw=3, capsize=6, color=colour, label=label)  # fmt: skip
     axes.axvline(0, color="black", lw=1.5)
     axes.set(yticks=range(len(table)), yticklabels=table["label"], ylim=(len(table) - 0.5, -0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # labels that do not touch
     axes.set_xlabel(f"difference in Dice to {against}, image by image")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     figure.suptitle(title)
