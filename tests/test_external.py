@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 from ledgers import HIGH, LOW, rows
 
+from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.report import external
+from ultraseg_lib.report.tables import compare_pairs
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_models_are_compared_where_they_were_trained_alike(ledger):
     other = ledger.assign(model="lbunet", dice=ledger["dice"] - 0.1)
     longer = other.assign(epochs=99, dice=0.0)
     both = pd.concat([ledger, other[other["dataset"] == "mixed"], longer])
-    table = external.compare_models(both, [(ledger["model"].iloc[0], "lbunet")])
+    table = compare_pairs(both, [(ledger["model"].iloc[0], "lbunet")], external.ALIKE)
     assert set(table["dataset"]) == {"mixed"}
     assert set(table["tested"]) == set(ledger.loc[ledger["dataset"] == "mixed", "tested"])
     assert table["difference"].tolist() == pytest.approx([0.1] * len(table))
@@ -116,9 +118,9 @@ def test_figures_have_a_panel_a_test_set(ledger):
     [
         ("mixed@p25", "Mixed set, 25 %"),
         ("polypgen@center_C3", "PolypGen, center C3"),
-        ("cvc_clinicdb@sequence", "CVC-ClinicDB, sequence"),
+        ("cvc_clinicdb@sequence", "CVC-ClinicDB, sequence split"),
         ("etis_larib", "ETIS-Larib"),
     ],
 )
 def test_training_sets_have_titles(dataset, title):
-    assert external.training_title(dataset).startswith(title)
+    assert dataset_title(dataset).startswith(title)

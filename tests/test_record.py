@@ -16,7 +16,6 @@ from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import MIXED, read_split, split_path
 from ultraseg_lib.paths import ROOT
-from ultraseg_lib.report import external
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
 
@@ -134,7 +133,7 @@ def test_every_finished_run_stands_in_its_cell_and_gaps_show():
     head, *rows = cells(block("cells"))
     by_model = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     for run in study.finished_runs("reference"):
-        cell = by_model[model_title(run.model)][external.training_title(run.dataset)]
+        cell = by_model[model_title(run.model)][dataset_title(run.dataset)]
         assert f"{run.recipe}/{run.protocol}" in cell
     assert by_model["UNet-Base"]["Kvasir-SEG"] == "0 of 4"  # two recipes, two protocols
     assert by_model["UltraSeg-130K, no boundary loss"]["PolypGen"] == ""

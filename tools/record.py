@@ -125,7 +125,7 @@ def unseen_results(ledger: pd.DataFrame) -> str:
     )
     rows = [
         [
-            dataset_title(row["tested"]), row["title"], external.training_title(row["dataset"]),
+            dataset_title(row["tested"]), row["title"], dataset_title(row["dataset"]),
             _setting(row), *_compared(row),
         ]
         for _, row in merged.iterrows()
@@ -141,19 +141,20 @@ def leads(ledger: pd.DataFrame) -> str:
     """
     ledger = external.by_tested(tables.whole_models(ledger))
     others = [name for name in MODELS if name not in OURS]
-    table = external.compare_models(ledger, [(ours, other) for ours in OURS for other in others])
+    pairs = [(ours, other) for ours in OURS for other in others]
+    table = tables.compare_pairs(ledger, pairs, external.ALIKE)
     if table.empty:
         return "No two models were trained alike yet."
-    table = table.sort_values(["model", "other", "dataset", "tested"], ignore_index=True)
+    table = table.sort_values(["model", "baseline", "dataset", "tested"], ignore_index=True)
     papers = _papers_levels().set_index(["title", "dataset", "tested"])["paper_dice"]
     rows = []
     for _, row in table.iterrows():
-        titles = [model_title(row[side]) for side in ("model", "other")]
+        titles = [model_title(row[side]) for side in ("model", "baseline")]
         places = [(title, row["dataset"], row["tested"]) for title in titles]
         ours, other = (papers.get(place, float("nan")) for place in places)
         ahead = (row["batch_a"] - row["batch_b"], ours - other)
         rows.append([
-            " − ".join(titles), external.training_title(row["dataset"]), dataset_title(row["tested"]),
+            " − ".join(titles), dataset_title(row["dataset"]), dataset_title(row["tested"]),
             _setting(row), _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
             *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in ahead),
         ])  # fmt: skip
@@ -252,7 +253,7 @@ def cells_run() -> str:
         return "<br>".join([*sorted(done), *share])
 
     rows = [[model_title(model), *(cell(model, each) for each in datasets)] for model in models]
-    return markdown_table(["model", *map(external.training_title, datasets)], rows)
+    return markdown_table(["model", *map(dataset_title, datasets)], rows)
 
 
 # --- model cards ----------------------------------------------------------------------------------
@@ -450,7 +451,7 @@ def model_card(run: Run) -> str:
     history = pd.read_csv(run.folder / "history.csv", index_col="epoch")
     return CARD.format(
         title=model_title(run.model),
-        trained_on=external.training_title(run.dataset),
+        trained_on=dataset_title(run.dataset),
         better=better,
         parameters=count_parameters(build_model(run.model)),
         size=config["inputs"]["images"]["size"],

@@ -14,12 +14,12 @@ from tools.record import RULES, committed_ledger, ladder_steps, markdown_table
 from ultraseg_lib import study
 from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import EXTERNAL
+from ultraseg_lib.deploy.backends import BACKENDS
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import outputs_dir, whole_file
 from ultraseg_lib.report import claims, external, tables
 from ultraseg_lib.report.benchmark_figures import (
-    ENGINES,
     HEADINGS,
     REAL_TIME,
     one_core,
@@ -59,7 +59,7 @@ def speed_rows() -> pd.DataFrame:
     """Return engine and fps of UltraSeg-130K on one core in float32, slowest first."""
     bench = json.loads((outputs_dir("reference") / "bench" / "bench.json").read_text("utf-8"))
     rows = one_core(pd.DataFrame(bench["rows"])).query("model == 'ultraseg_130k'")
-    rows = rows.assign(engine=rows["backend"].map(ENGINES), fps=1000 / rows["median_ms"])
+    rows = rows.assign(engine=rows["backend"].map(BACKENDS), fps=1000 / rows["median_ms"])
     return rows[["engine", "fps"]].sort_values("fps", ignore_index=True).assign(cpu=bench["cpu"])
 
 
@@ -166,11 +166,10 @@ def lead_rows(ledger: pd.DataFrame) -> pd.DataFrame:
     models have; NaN where not run).
     """
     others = ("lbunet", "unet_tiny")
-    alike = external.compare_models(
-        external.by_tested(ledger), [("ultraseg_130k", other) for other in others]
-    )
+    pairs = [("ultraseg_130k", other) for other in others]
+    alike = tables.compare_pairs(external.by_tested(ledger), pairs, external.ALIKE)
     own = alike[alike["dataset"] == alike["tested"]]
-    own = own.set_index(["recipe", "protocol", "dataset", "other"])
+    own = own.set_index(["recipe", "protocol", "dataset", "baseline"])
     ahead = (own["batch_a"] - own["batch_b"]).sort_index()
     places = pd.MultiIndex.from_product([BOTH, others], names=["dataset", "other"])
     paper = tables.paper_table3().set_index(["dataset", "title"])["paper_dice"]
@@ -229,7 +228,7 @@ def _by_protocol(ledger: pd.DataFrame) -> dict[str, Any]:
 def _speeds() -> str:
     """Say how many frames a second UltraSeg-130K reaches in float32 on one core of each machine."""
     fps = 1000 / recorded_machines()[HEADINGS["median_ms"]].loc["float32"]
-    ours, plain = (fps.loc[ENGINES[backend]] for backend in ("native", "eager"))
+    ours, plain = (fps.loc[BACKENDS[backend]] for backend in ("native", "eager"))
     return ", ".join(f"{ours[cpu]:.0f} and {plain[cpu]:.0f} ({cpu})" for cpu in fps)
 
 

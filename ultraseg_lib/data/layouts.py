@@ -76,16 +76,17 @@ def catalog() -> dict[str, dict[str, Any]]:
 def dataset_title(name: str) -> str:
     """Return the title of a dataset, with its selection if one is named (``name@selection``).
 
-    A selection is a split, a share of the training images (``p25``: 25 %) or a center. The user's
-    own datasets bear their names.
+    A selection is a split, a share of the training images (``p25``: 25 %) or a center
+    (``center_C3``). The user's own datasets bear their names.
     """
     dataset, _, selection = name.partition("@")
     title = catalog().get(dataset, {"title": dataset})["title"]
     if not selection:
         return title
     if selection[0] == "p" and selection[1:].isdigit():
-        return f"{title}, {selection[1:]} % of it"
-    return f"{title}, {selection}" if "center" in selection else f"{title}, {selection} split"
+        return f"{title}, {selection[1:]} %"
+    center = selection.removeprefix("center_")
+    return f"{title}, {selection} split" if center == selection else f"{title}, center {center}"
 
 
 def check_dataset_name(name: str) -> None:

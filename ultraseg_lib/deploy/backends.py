@@ -11,13 +11,13 @@ from ultraseg_lib.deploy import native, plan
 from ultraseg_lib.deploy.export import INPUT, to_onnx
 from ultraseg_lib.deploy.inference import LogitsOnly, exact_form
 
-BACKENDS = {  # all but the first run the exact inference form
-    "eager": "PyTorch eager, all heads: the paper's way",
-    "inference": "PyTorch, main head only",
-    "compiled": "PyTorch, torch.compile",
+BACKENDS = {  # all but the first run the exact inference form, main head only
+    "eager": "PyTorch eager",  # all heads: the paper's way
+    "inference": "PyTorch",
+    "compiled": "torch.compile",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
-    "native": "own kernels, UltraSeg-108K and -130K on one core",
+    "native": "own kernels",  # UltraSeg-108K and -130K, on one core
 }
 PACKAGES = {"onnx": ("onnx",), "onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # fmt: skip
 REDUCIBLE = ("openvino", "native")  # they do bfloat16 too

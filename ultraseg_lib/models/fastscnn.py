@@ -4,18 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Prediction, check_image
+from .layers import Prediction, check_image, conv_norm
 
 
 def convolution(
     channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
     """Convolution without bias, BN, ReLU: (N, channels, H, W) to (N, out, H/stride, W/stride)."""
-    return nn.Sequential(
-        nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
+    options = {"stride": stride, "groups": groups, "bias": False}
+    return nn.Sequential(*conv_norm(channels, out_channels, kernel, nn.ReLU, **options))
 
 
 def separable_convolution(channels: int) -> nn.Sequential:

@@ -5,7 +5,7 @@ a GELU, and a decoder whose own low-resolution predictions gate its features.
 """
 
 from math import sqrt
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,14 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, sqrt(2.0 / fan_out))
         if module.bias is not None and isinstance(module, nn.Conv2d):
             nn.init.zeros_(module.bias)
+
+
+def conv_norm(
+    channels: int, out_channels: int, kernel: int, activation: type[nn.Module], **options: Any
+) -> tuple[nn.Module, ...]:
+    """Convolution (`options` are its own), BN and activation, to be set in a row."""
+    conv = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, **options)
+    return conv, nn.BatchNorm2d(out_channels), activation(inplace=True)
 
 
 def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:

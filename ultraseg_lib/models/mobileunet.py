@@ -2,16 +2,12 @@
 
 from torch import Tensor, nn
 
-from .layers import Prediction, check_image
+from .layers import Prediction, check_image, conv_norm
 
 
 def strided_stage(channels: int, out_channels: int) -> nn.Sequential:
     """3x3 convolution of stride 2, BN, ReLU6: (N, channels, H, W) to (N, out, H/2, W/2)."""
-    return nn.Sequential(
-        nn.Conv2d(channels, out_channels, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU6(inplace=True),
-    )
+    return nn.Sequential(*conv_norm(channels, out_channels, 3, nn.ReLU6, stride=2, bias=False))
 
 
 class MobileUNet(nn.Module):

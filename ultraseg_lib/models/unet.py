@@ -4,30 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Prediction, check_image, initialize
+from .layers import Prediction, check_image, conv_norm, initialize
 
 
 def plain_block(channels: int, out_channels: int) -> nn.Sequential:
     """Twice 3x3 convolution, BN, ReLU (UNet-Base): (N, channels, H, W) to (N, out, H, W)."""
     return nn.Sequential(
-        nn.Conv2d(channels, out_channels, 3, padding=1),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(out_channels, out_channels, 3, padding=1),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
+        *conv_norm(channels, out_channels, 3, nn.ReLU),
+        *conv_norm(out_channels, out_channels, 3, nn.ReLU),
     )
 
 
 def separable_convolution(channels: int, out_channels: int) -> nn.Sequential:
     """3x3 depthwise, BN, ReLU6, 1x1, BN, ReLU6: (N, channels, H, W) to (N, out, H, W)."""
     return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU6(inplace=True),
-        nn.Conv2d(channels, out_channels, 1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU6(inplace=True),
+        *conv_norm(channels, channels, 3, nn.ReLU6, groups=channels, bias=False),
+        *conv_norm(channels, out_channels, 1, nn.ReLU6, bias=False),
     )
 
 

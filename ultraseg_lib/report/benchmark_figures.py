@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from ultraseg_lib.deploy.backends import BACKENDS
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import PAPER, outputs_dir
 from ultraseg_lib.report.figures import PALETTE, PRED, TRUTH, _outline, _show
@@ -36,14 +37,6 @@ STEPS = {  # how the rewrites are called in a figure
     "attention": "+ GSA maps as constants",
     "decoder": "+ gates on three maps",
     "upsample": "+ last ×2 as matrix products",
-}
-ENGINES = {
-    "eager": "PyTorch eager",
-    "inference": "PyTorch",
-    "compiled": "torch.compile",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "native": "own kernels",
 }
 
 
@@ -90,7 +83,7 @@ def table4(rows: Rows) -> pd.DataFrame:
         table["eager_all_ms"] = every["median_ms"]
     if len(engine):
         table["openvino_ms"] = engine.set_index("model")["median_ms"]
-    table["deployed_ms"], table["backend"] = best["median_ms"], best["backend"].map(ENGINES)
+    table["deployed_ms"], table["backend"] = best["median_ms"], best["backend"].map(BACKENDS)
     table["deployed_fps"] = 1000 / table["deployed_ms"]
     table["speedup"] = table["eager_ms"] / table["deployed_ms"]
     return table.reset_index(drop=True)
@@ -108,7 +101,7 @@ def recorded_machines() -> pd.DataFrame:
         rows = rows.query("model == 'ultraseg_130k' and threads == 1 and isa == 'all'")
         tables.append(rows.assign(machine=re.sub(r"\(R\)| Processor", "", bench["cpu"])))
     table = pd.concat(tables).rename(columns=HEADINGS)
-    table["backend"] = table["backend"].map(ENGINES)
+    table["backend"] = table["backend"].map(BACKENDS)
     values = [HEADINGS["median_ms"], HEADINGS["speedup"]]
     return table.pivot(index=["precision", "backend"], columns="machine", values=values)
 
@@ -205,7 +198,7 @@ def plot_rewrites(rewrites: Rows) -> Figure:
     """Show the milliseconds of every step from the paper's way to our kernels."""
     table = pd.DataFrame(rewrites)
     labels = [
-        f"{STEPS.get(row.step, row.step)} ({ENGINES[row.backend]})" for row in table.itertuples()
+        f"{STEPS.get(row.step, row.step)} ({BACKENDS[row.backend]})" for row in table.itertuples()
     ]
     engines = list(dict.fromkeys(table["backend"]))
     figure, axes = plt.subplots(figsize=(13, 0.62 * len(table) + 1.6))

@@ -26,6 +26,7 @@ from torch import nn
 from ultraseg_lib import study
 from ultraseg_lib.data import GENERATED, audit, splits
 from ultraseg_lib.data.splits import EXTERNAL
+from ultraseg_lib.deploy.backends import BACKENDS
 from ultraseg_lib.edges import boundary_target
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.models.complexity import count_parameters, influence_map, receptive_field
@@ -40,13 +41,14 @@ from ultraseg_lib.report.architecture_figures import (
     side_of,
     without_groupnorm,
 )
-from ultraseg_lib.report.benchmark_figures import ENGINES, one_core
+from ultraseg_lib.report.benchmark_figures import one_core
 from ultraseg_lib.report.figures import PALETTE, dataset_title
 from ultraseg_lib.report.printed import Counts, Finding
 from ultraseg_lib.report.tables import (
     DIFFERENCE,
     GROUP_KEYS,
     SETTING,
+    compare_pairs,
     dice_by_seed,
     longest_runs,
     main_table,
@@ -108,7 +110,7 @@ class Evidence:
         fps = 1000 / rows.pivot_table("median_ms", "model", "backend", "last")
         found = pd.DataFrame({"parameters": _parameters(), "eager": fps.get("eager")}).dropna()
         fps = fps.loc[found.index]
-        best = {"fastest": fps.max(axis=1), "engine": fps.idxmax(axis=1).map(ENGINES)}
+        best = {"fastest": fps.max(axis=1), "engine": fps.idxmax(axis=1).map(BACKENDS)}
         return found.assign(**best), machine
 
     @property
@@ -585,9 +587,9 @@ def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Findin
 
 def _on_unseen(ledger: pd.DataFrame, pair: tuple[str, str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Compare two models, trained alike, on the unseen datasets (then ``dataset``); and their runs."""
-    table = external.compare_models(external.by_tested(ledger), [pair])
-    table = _longest(table[table["tested"].isin(EXTERNAL)].rename(columns={"other": "baseline"}))
-    names = [f"{dataset_title(row.tested)}, trained on {external.training_title(row.dataset)}, seeds:"
+    table = compare_pairs(external.by_tested(ledger), [pair], external.ALIKE)
+    table = _longest(table[table["tested"].isin(EXTERNAL)])
+    names = [f"{dataset_title(row.tested)}, trained on {dataset_title(row.dataset)}, seeds:"
              f" {row.seeds}," for row in table.itertuples()]  # fmt: skip
     judged = table.assign(name=names, dataset=table["tested"], enough=table["seeds"] >= SEEDS)
     return judged, _runs_of(ledger, table)

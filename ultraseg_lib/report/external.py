@@ -1,7 +1,6 @@
 """What training on several sets buys on images that were never trained on (section 4.7, Table 6)."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,7 +14,6 @@ from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
 from ultraseg_lib.report.tables import (
     cells,
-    compare_pairs,
     error_bars,
     format_levels,
     levels,
@@ -29,6 +27,7 @@ from ultraseg_lib.variants import model_title
 
 JOINT = ("mixed", "synthetic")  # what a model is trained on when it is trained on everything
 KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "tested"]
+ALIKE = [key for key in KEYS if key != "model"]  # for `tables.compare_pairs` of `by_tested`
 
 
 def by_tested(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -40,14 +39,6 @@ def by_tested(ledger: pd.DataFrame) -> pd.DataFrame:
 def is_share(ledger: pd.DataFrame) -> pd.Series:
     """Return which rows come from models that saw a share of a training set only."""
     return ledger["dataset"].str.contains(r"@p\d+$").astype(bool)
-
-
-def training_title(dataset: str) -> str:
-    """Return the title of a training set with its selection: "Mixed set, 25 %", "PolypGen, C3"."""
-    name, _, selection = dataset.partition("@")
-    share = re.fullmatch(r"p(\d+)", selection)
-    words = f"{share[1]} %" if share else selection.replace("center_", "center ")
-    return f"{dataset_title(name)}, {words}" if words else dataset_title(name)
 
 
 def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
@@ -89,8 +80,8 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `score_table` or `joint_table` as text for reading."""
     text = {
         **{key: table[key] for key in ("recipe", "protocol", "epochs")},
-        "trained on": table["dataset"].map(training_title),
-        "tested on": table["tested"].map(training_title),
+        "trained on": table["dataset"].map(dataset_title),
+        "tested on": table["tested"].map(dataset_title),
         "model": table["title"],
         "images": table["images"],
         "Dice": cells(table, "{:.3f}", "dice"),
@@ -132,16 +123,6 @@ def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
             for joint in sets if joint in JOINT for single in sets if single not in JOINT
         ]  # fmt: skip
     return with_findings(rows, [*keys, "joint", "single"])
-
-
-def compare_models(ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """Compare models with others that were trained alike, on every test set.
-
-    ``ledger``: of `by_tested`. Columns: recipe, protocol, epochs, dataset, tested, then those of
-    `tables.compare_pairs`, its baseline named other.
-    """
-    keys = [key for key in KEYS if key != "model"]
-    return compare_pairs(ledger, pairs, keys).rename(columns={"baseline": "other"})
 
 
 def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -203,7 +184,7 @@ def _plot_panel(axes: Axes, table: pd.DataFrame, lines: list[tuple[str, str]]) -
             axes.plot(part["paper_dice"], places, "D", ms=14, mfc="none", mec="black", mew=2.5)
     name = table["tested"].iloc[0]
     kind = "unseen" if name in WHOLE_TEST_SETS else "test part"
-    axes.set(title=f"{training_title(name)}\n{kind}", xlim=(0, 1), xlabel="Dice, mean over images")
+    axes.set(title=f"{dataset_title(name)}\n{kind}", xlim=(0, 1), xlabel="Dice, mean over images")
     axes.grid(axis="x", color="0.9")
 
 
@@ -237,7 +218,7 @@ def plot_joint(table: pd.DataFrame) -> Figure:
 
 def plot_training_sets(table: pd.DataFrame) -> Figure:
     """Show Dice of each model by what it was trained on: `score_table` of `with_single_sets`."""
-    labels = table["dataset"].map(training_title) + ", " + table["epochs"].astype(str) + " epochs"
+    labels = table["dataset"].map(dataset_title) + ", " + table["epochs"].astype(str) + " epochs"
     setting = (
         table["title"] + ", recipe " + table["recipe"] + ", " + table["protocol"] + " protocol"
     )
@@ -288,7 +269,7 @@ def plot_shares(table: pd.DataFrame) -> Figure:
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set(xlabel="share of the training images (%)", title=training_title(name), ylim=(0, 1))
+        axes.set(xlabel="share of the training images (%)", title=dataset_title(name), ylim=(0, 1))
     panels[0, 0].set_ylabel("Dice, mean over images")
     panels[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     trained = figures.dataset_title(table["dataset"].iloc[0].partition("@")[0])
