@@ -112,6 +112,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mixed": readme_mixed,
     "own": lambda: record.own_results(record.committed_ledger()),
     "unseen": lambda: record.unseen_results(record.committed_ledger()),
+    "elsewhere": lambda: record.elsewhere_results(record.committed_ledger()),
     "leads": lambda: record.leads(record.committed_ledger()),
     "choices": lambda: record.choices(record.committed_ledger()),
     "ladder": lambda: record.ladder(record.committed_ledger()),

@@ -116,28 +116,50 @@ def unseen_summary(ledger: pd.DataFrame) -> str:
     return markdown_table(head, rows)
 
 
-def unseen_results(ledger: pd.DataFrame) -> str:
-    """Return every run on the two datasets that none is trained on, beside Table 6 of the paper."""
+def _on_unseen(ledger: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the scores on the two datasets that none is trained on: of mixed training, of the rest."""
     scores = external.score_table(external.by_tested(ledger))
     scores = scores[scores["tested"].isin(EXTERNAL)]
-    merged = scores.merge(_papers_levels(), "left").sort_values(
-        ["tested", "dice"], ascending=[True, False]
-    )
+    mixed = scores["dataset"] == "mixed"
+    return scores[mixed], scores[~mixed]
+
+
+def unseen_results(ledger: pd.DataFrame) -> str:
+    """Return the runs on the mixed set beside Table 6 of the paper."""
+    merged = _on_unseen(ledger)[0].merge(_papers_levels(), "left")
     rows = [
         [
-            dataset_title(row["tested"]), row["title"], dataset_title(row["dataset"]),
-            _setting(row), *_compared(row),
+            dataset_title(row["tested"]), row["title"], _setting(row), row["seeds"],
+            *_compared(row),
         ]
-        for _, row in merged.iterrows()
+        for _, row in merged.sort_values(["tested", "dice"], ascending=[True, False]).iterrows()
     ]  # fmt: skip
-    head = ["tested on", "model", "trained on", "recipe, epochs, protocol", *COMPARED]
+    head = ["tested on", "model", "recipe, epochs, protocol", "seeds", *COMPARED]
+    return markdown_table(head, rows)
+
+
+def elsewhere_results(ledger: pd.DataFrame) -> str:
+    """Return the runs on a single dataset, which Table 6 does not have: both unseen datasets a row."""
+    keys = ["dataset", "title", "recipe", "epochs", "protocol", "seeds"]
+    rows = []
+    for key, row in _on_unseen(ledger)[1].groupby(keys):
+        by_test = row.set_index("tested")
+        scores = (
+            cell
+            for name in EXTERNAL
+            for cell in (_per_image(by_test.loc[name]), f"{by_test['batch_pooled_dice'][name]:.3f}")
+        )
+        rows.append([dataset_title(key[0]), key[1], _setting(row.iloc[0]), key[-1], *scores])
+    head = ["trained on", "model", "recipe, epochs, protocol", "seeds"]
+    for name in EXTERNAL:
+        head += [f"{dataset_title(name)}, per image (95 % interval)", "per batch of 4"]
     return markdown_table(head, rows)
 
 
 def leads(ledger: pd.DataFrame) -> str:
     """Return how far each UltraSeg is ahead of the other models that were trained alike.
 
-    The paper's difference is of Table 3, on unseen images of Table 6 (mixed training only).
+    Per image on every test set; per batch on the own one, where Table 3 has the paper's difference.
     """
     ledger = external.by_tested(tables.whole_models(ledger))
     others = [name for name in MODELS if name not in OURS]
@@ -145,22 +167,33 @@ def leads(ledger: pd.DataFrame) -> str:
     table = tables.compare_pairs(ledger, pairs, external.ALIKE)
     if table.empty:
         return "No two models were trained alike yet."
-    table = table.sort_values(["model", "baseline", "dataset", "tested"], ignore_index=True)
     papers = _papers_levels().set_index(["title", "dataset", "tested"])["paper_dice"]
+    order = (*MIXED, "mixed", *EXTERNAL)
+    tested = sorted(set(table["tested"]), key=lambda name: order.index(name.partition("@")[0]))
+    keys = ["model", "baseline", "dataset", "recipe", "epochs", "protocol", "seeds"]
     rows = []
-    for _, row in table.iterrows():
-        titles = [model_title(row[side]) for side in ("model", "baseline")]
-        places = [(title, row["dataset"], row["tested"]) for title in titles]
-        ours, other = (papers.get(place, float("nan")) for place in places)
-        ahead = (row["batch_a"] - row["batch_b"], ours - other)
+    for key, group in table.groupby(keys):
+        by_test = group.set_index("tested")
+        titles, own = [*map(model_title, key[:2])], key[2]
+        ours, other = (papers.get((title, own, own), float("nan")) for title in titles)
+        at_home = by_test["batch_a"].get(own, float("nan")) - by_test["batch_b"].get(own, 0)
         rows.append([
-            " − ".join(titles), dataset_title(row["dataset"]), dataset_title(row["tested"]),
-            _setting(row), _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
-            *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in ahead),
+            " − ".join(titles), dataset_title(own), _setting(group.iloc[0]), key[-1],
+            *(_lead(by_test.loc[name]) if name in by_test.index else "–" for name in tested),
+            *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in (at_home, ours - other)),
         ])  # fmt: skip
-    head = ["models", "trained on", "tested on", "recipe, epochs, protocol"]
-    head += ["Dice per image (95 % interval)", "per batch of 4", "paper, per batch of 4"]
-    return markdown_table(head, rows)
+    head = [
+        "models",
+        "trained on",
+        "recipe, epochs, protocol",
+        "seeds",
+        *map(dataset_title, tested),
+    ]
+    return markdown_table([*head, "own test part, per batch of 4", "paper, per batch of 4"], rows)
+
+
+def _lead(row: pd.Series) -> str:
+    return _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}")
 
 
 def ladder_steps(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -187,13 +220,13 @@ def ladder(ledger: pd.DataFrame) -> str:
     """Return `ladder_steps` as a table."""
     rows = [
         [
-            dataset_title(row["dataset"]), _setting(row), row["step"],
-            _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
-            f"{row['batch']:+.3f}", "–" if pd.isna(row["printed"]) else f"{row['printed']:+.3f}",
+            dataset_title(row["dataset"]), _setting(row), row["step"], row["seeds"],
+            _lead(row), f"{row['batch']:+.3f}", "–" if pd.isna(row["printed"]) else f"{row['printed']:+.3f}",
         ]
         for _, row in ladder_steps(ledger).iterrows()
     ]  # fmt: skip
-    head = ["dataset", "recipe, epochs, protocol", "step", "Dice per image (95 % interval)"]
+    head = ["dataset", "recipe, epochs, protocol", "step", "seeds"]
+    head += ["Dice per image (95 % interval)"]
     return markdown_table([*head, "per batch of 4", "paper, per batch of 4"], rows)
 
 
@@ -212,7 +245,7 @@ def choices(ledger: pd.DataFrame) -> str:
     rows = [
         [
             dataset_title(row["dataset"]), row["title"], row["a"], row["b"],
-            _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}"),
+            _lead(row),
         ]
         for _, row in table.iterrows()
     ]  # fmt: skip
