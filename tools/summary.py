@@ -65,6 +65,7 @@ def speed_rows() -> pd.DataFrame:
 
 def _draw_dice(axes: Axes, rows: pd.DataFrame) -> None:
     millions = rows["parameters"] / 1e6
+    axes.vlines(millions, rows["paper"], rows["again"], color="0.6", zorder=0)
     axes.plot(millions, rows["paper"], "D", ms=10, mfc="none", mec="0.35", mew=2, label="the paper")
     axes.plot(
         millions, rows["again"], "o", ms=11, color=PALETTE[0], label="ours, close to its rules"
