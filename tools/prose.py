@@ -108,7 +108,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "notebooks": readme_notebooks,
     "findings": summary.findings,
     "results": readme_results,
-    "ahead": lambda: summary.lead_summary(record.committed_ledger()),
+    "ahead": lambda: record.lead_summary(record.committed_ledger()),
     "mixed": readme_mixed,
     "own": lambda: record.own_results(record.committed_ledger()),
     "unseen": lambda: record.unseen_results(record.committed_ledger()),

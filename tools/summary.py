@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from tools.record import RULES, committed_ledger, ladder_steps, markdown_table
+from tools.record import BOTH, RULES, committed_ledger, ladder_steps, lead_rows
 from ultraseg_lib import study
 from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import EXTERNAL
@@ -31,7 +31,6 @@ from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
 
 SHOWN = "kvasir_seg"
-BOTH = ("kvasir_seg", "cvc_clinicdb")
 NAMES = {  # where a model's name stands: beside our point (True) or the paper's, and how far off
     "UltraSeg-130K": (True, 16, -6), "UltraSeg-108K": (True, 28, -10),
     "LB-UNet": (False, -88, -6), "UNet-Tiny": (False, 14, -6), "UNet-Base": (False, -40, 12),
@@ -158,40 +157,6 @@ def findings() -> str:
 def _on_both(values: pd.Series) -> str:
     """Say a difference on each of the two datasets of `BOTH`."""
     return " and ".join(f"{values[name]:+.3f} on {dataset_title(name)}" for name in BOTH)
-
-
-def lead_rows(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return UltraSeg-130K's lead over two small models: dataset, other, printed, again and harder.
-
-    Dice per batch of 4 on the own test part, of the paper and by `RULES` (the seeds that both
-    models have; NaN where not run).
-    """
-    others = ("lbunet", "unet_tiny")
-    pairs = [("ultraseg_130k", other) for other in others]
-    alike = tables.compare_pairs(external.by_tested(ledger), pairs, external.ALIKE)
-    own = alike[alike["dataset"] == alike["tested"]]
-    own = own.set_index(["recipe", "protocol", "dataset", "baseline"])
-    ahead = (own["batch_a"] - own["batch_b"]).sort_index()
-    places = pd.MultiIndex.from_product([BOTH, others], names=["dataset", "other"])
-    paper = tables.paper_table3().set_index(["dataset", "title"])["paper_dice"]
-    printed = [
-        paper[name, "UltraSeg-130K"] - paper[name, model_title(other)] for name, other in places
-    ]
-    ours = {name: ahead.loc[rules].reindex(places) for name, rules in RULES.items()}
-    return pd.DataFrame({"printed": printed, **ours}, index=places).reset_index()
-
-
-def lead_summary(ledger: pd.DataFrame) -> str:
-    """Return `lead_rows` as a table."""
-    rows = [
-        [
-            dataset_title(row.dataset), model_title(row.other), f"{row.printed:+.3f}",
-            *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in (row.again, row.harder)),
-        ]
-        for row in lead_rows(ledger).itertuples()
-    ]  # fmt: skip
-    ours = ("ours, `{}` and `{}`".format(*rules) for rules in RULES.values())
-    return markdown_table(["dataset", "ahead of", "paper", *ours], rows)
 
 
 def _as_the_paper(ledger: pd.DataFrame) -> dict[str, Any]:
