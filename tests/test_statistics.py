@@ -45,6 +45,16 @@ def test_seeds_that_differ_make_the_interval_wider():
     assert spread.high - spread.low > 2 * (once.high - once.low)
 
 
+def test_seeds_are_drawn_so_that_their_spread_is_not_understated():
+    """The variance over resamples is the usual one of a mean: s² / n, with n - 1 in s²."""
+    levels = np.random.default_rng(0).normal(0.7, 0.02, 12)
+    runs = np.repeat(levels[:, None], 5, axis=1)
+    _, low, high = bootstrap_interval(runs, level=0.6827, resamples=9999)
+    assert (high - low) / 2 == pytest.approx(levels.std(ddof=1) / 12**0.5, rel=0.03)
+    pair = bootstrap_interval([[0.4] * 5, [0.6] * 5])
+    assert pair == pytest.approx((0.5, 0.4, 0.6))
+
+
 def test_a_higher_level_is_wider_and_a_constant_has_no_width():
     values = scores(60)
     narrow, wide = (bootstrap_interval(values, level) for level in (0.8, 0.99))

@@ -109,11 +109,12 @@ def unseen_summary(ledger: pd.DataFrame) -> str:
     rows = [
         [
             dataset_title(row["tested"]), row["title"], f"{row['paper_dice']:.4f}",
-            _per_batch(row), _per_image(row),
+            _per_batch(row), _per_image(row), f"{100 * row['miss_rate']:.0f} %",
         ]
         for _, row in merged.sort_values(["tested", "title"]).iterrows()
     ]  # fmt: skip
     head = ["tested on", "model", "paper", "ours", "the same per image (95 % interval)"]
+    head += ["frames with no polyp pixel found"]
     return markdown_table(head, rows)
 
 
@@ -355,7 +356,7 @@ def _image_counts(run: Run, config: dict) -> dict[str, int]:
     return config.get("images") or parts.value_counts().to_dict()
 
 
-def _card_scores(run: Run) -> pd.DataFrame:
+def card_scores(run: Run) -> pd.DataFrame:
     """Return a row a test set, its scores and frames without polyp; parts of the mixed set follow it.
 
     Columns: those of `external.score_table`, precision, recall (means over images), normal (frames
@@ -508,7 +509,7 @@ def _length(run: Run, history: pd.DataFrame) -> str:
 def model_card(run: Run) -> str:
     """Return the card of a run's weights: data, licences, protocol, scores with intervals, limits."""
     config = study.read_config(run)
-    made, images, scores = config["provenance"], _image_counts(run, config), _card_scores(run)
+    made, images, scores = config["provenance"], _image_counts(run, config), card_scores(run)
     load, better = _load_and_better(run)
     history = pd.read_csv(run.folder / "history.csv", index_col="epoch")
     return CARD.format(

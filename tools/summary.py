@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from tools.record import BOTH, RULES, committed_ledger, ladder_steps, lead_rows
+from tools.record import BOTH, RULES, card_scores, committed_ledger, ladder_steps, lead_rows
 from ultraseg_lib import study
 from ultraseg_lib.data import dataset_title
-from ultraseg_lib.data.splits import EXTERNAL
+from ultraseg_lib.data.splits import EXTERNAL, MIXED
 from ultraseg_lib.deploy.backends import BACKENDS
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.models.complexity import count_parameters
@@ -118,11 +118,12 @@ def write_picture(path: Path) -> None:
 
 
 FINDINGS = """\
-- **The paper comes back.** Close to its own rules (recipe `paper`, protocol `released`; but our split, and one sigmoid where its code has two), {cells} scores of Table 3 are {apart:.3f} from the printed ones on average; the furthest is {furthest}. On Kvasir-SEG {alike} of the {steps} steps of its ladder (Table 5) have the printed sign.
+- **Most of the paper comes back.** Close to its own rules (recipe `paper`, protocol `released`; but our split, and one sigmoid where its code has two), {cells} scores of Table 3 are {apart:.3f} from the printed ones on average; the furthest above is {above}, the furthest below {below}. On Kvasir-SEG {alike} of the {steps} steps of its ladder (Table 5) have the printed sign, {clear} with an interval that leaves out zero.
 - **Its protocol pays.** `released` less `clean`, UltraSeg-130K, per image: {own[paper]} by recipe `paper`, {own[strong]} by `strong`. Not all of it need be flattery: `released` also trains on the validation images, and on unseen hospitals, which pick nothing, it is {low:+.3f} to {high:+.3f} by recipe `paper`.
-- **Trained harder**, with no look at a test image (`strong`, `clean`), UltraSeg-130K reaches {us[batch_pooled_dice]:.3f} on Kvasir-SEG. The paper prints {printed[UNet-Base]:.4f} for UNet-Base, {base:.0f} million parameters, by its recipe; we have not trained UNet-Base by ours.
+- **Trained harder** (`strong`, `clean`), UltraSeg-130K reaches the Dice that the paper prints for UNet-Base, {base:.0f} million parameters, on {reached} of {trained} datasets: {beside}. No test image picked the epoch, but a first form of the recipe was tried on a test part of Kvasir-SEG. UNet-Base itself we have not trained so.
 - **Trained alike**, its lead over LB-UNet is {harder} by that recipe; the paper prints {leads}. [More](#results-so-far), over UNet-Tiny too.
 - **Hospitals that no training saw.** Trained on the mixed set (recipe `{mixed.recipe}`, {mixed.epochs} epochs) UltraSeg-130K has {unseen}; in brackets the paper's, whose mixed set also held PolypDB.
+- **What it gets wrong.** These weights find no pixel of the polyp in {missed} of the frames, and paint one on {alarms}: expect false alarms on video.
 - **Videos on both sides of a split.** UltraSeg-130K on CVC-ClinicDB, per image: {frames:.3f} on a random split, as in the paper, {videos:.3f} where each video stays on one side. The fall is {fall[difference]:.3f}; its interval, which draws whole videos, {fall[low]:.3f} to {fall[high]:.3f}.
 - **One core is enough.** UltraSeg-130K alone in float32, frames a second by kernels of its own and by plain PyTorch: {speeds}; with the same masks but for a few pixels in a million. The paper prints {fps:g} for its CPU."""
 
@@ -139,13 +140,13 @@ def findings() -> str:
     return FINDINGS.format(
         **_as_the_paper(ledger),
         **_by_protocol(ledger),
-        us=table.loc[("kvasir_seg", "kvasir_seg", "strong", "clean")],
-        printed=dice["paper"],
+        **_beside_unet_base(table),
         base=dice["parameters"]["UNet-Base"] / 1e6,
         harder=_on_both(lead["harder"]),
         leads=_on_both(lead["printed"]),
         mixed=_shipped("ultraseg_130k"),
         unseen=_unseen("ultraseg_130k"),
+        **_mistakes("ultraseg_130k"),
         frames=table["dice"]["cvc_clinicdb", "cvc_clinicdb", "strong", "clean"],
         videos=table["dice"]["cvc_clinicdb@sequence", "cvc_clinicdb@sequence", "strong", "clean"],
         fall=falls.set_index(setting).loc[("ultraseg_130k", "strong", "clean")],
@@ -163,16 +164,47 @@ def _as_the_paper(ledger: pd.DataFrame) -> dict[str, Any]:
     """Say how near the runs close to the paper's rules are to its Table 3, and to its Table 5's signs."""
     again = ledger[(ledger[["recipe", "protocol"]] == RULES["again"]).all(axis=1)]
     levels = tables.main_table(tables.whole_models(again)).dropna(subset="paper_dice")
-    apart = (levels["batch_pooled_dice"] - levels["paper_dice"]).abs()
-    far = levels.loc[apart.idxmax()]
-    furthest = (
-        f"{far['title']} on {dataset_title(far['dataset'])}, "
-        f"{far['batch_pooled_dice']:.3f} where the paper has {far['paper_dice']:.4f}"
-    )
+    apart = levels["batch_pooled_dice"] - levels["paper_dice"]
+    furthest = {"above": levels.loc[apart.idxmax()], "below": levels.loc[apart.idxmin()]}
+    told = {
+        side: f"{row['title']} on {dataset_title(row['dataset'])}, {row['batch_pooled_dice']:.3f}"
+        f" where the paper has {row['paper_dice']:.4f}"
+        for side, row in furthest.items()
+    }
+    told |= {"cells": len(levels), "apart": apart.abs().mean()}
     steps = ladder_steps(again).query("dataset == @SHOWN")
-    alike = int((steps["batch"] * steps["printed"] > 0).sum())
-    told = {"cells": len(levels), "apart": apart.mean(), "furthest": furthest}
-    return told | {"alike": alike, "steps": len(steps)}
+    alike = steps["batch"] * steps["printed"] > 0
+    clear = alike & (steps["low"] * steps["high"] > 0)
+    return told | {"alike": alike.sum(), "clear": clear.sum(), "steps": len(steps)}
+
+
+def _beside_unet_base(table: pd.DataFrame) -> dict[str, Any]:
+    """Say where UltraSeg-130K, trained harder, reaches the Dice printed for UNet-Base.
+
+    ``table``: `external.score_table` of the model, by dataset, tested, recipe and protocol.
+    """
+    printed = tables.paper_table3().query("title == 'UNet-Base'").set_index("dataset")["paper_dice"]
+    places = {name: (name, name, *RULES["harder"]) for name in MIXED if name in printed.index}
+    ours = {
+        name: table["batch_pooled_dice"][at] for name, at in places.items() if at in table.index
+    }
+    beside = [f"{dice:.3f} on {dataset_title(name)} ({printed[name]:.4f})" for name, dice in ours.items()]  # fmt: skip
+    reached = sum(dice >= printed[name] for name, dice in ours.items())
+    return {"reached": reached, "trained": len(ours), "beside": ", ".join(beside)}
+
+
+def _mistakes(model: str) -> dict[str, str]:
+    """Say how often the shipped weights of the mixed set miss a polyp, and paint one that is not there."""
+    scores = card_scores(_shipped(model)).set_index("tested")
+    missed = " and ".join(
+        f"{100 * scores['miss_rate'][name]:.0f} % ({dataset_title(name)})" for name in EXTERNAL
+    )
+    normal = scores[(scores["normal"] > 0) & (scores.index != "mixed")]
+    alarms = " and ".join(
+        f"{row.alarms} of {row.normal} test frames without a polyp ({dataset_title(row.Index)})"
+        for row in normal.itertuples()
+    )
+    return {"missed": missed, "alarms": alarms}
 
 
 def _by_protocol(ledger: pd.DataFrame) -> dict[str, Any]:

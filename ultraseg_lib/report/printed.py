@@ -21,16 +21,28 @@ BOTH = ["UltraSeg-108K", "UltraSeg-130K"]
 SEVERAL = ["polypdb", "polypgen"]  # several centers or modalities
 
 
+VERDICTS = ("holds", "fails", "undecided", "not measured")
+
+
 class Finding(NamedTuple):
     """Whether a claim holds (None: cannot be told), and by what numbers.
 
-    ``runs`` of the ledger are behind it; ``covers``: which models on which datasets (dataset, model).
+    ``runs`` of the ledger are behind it; ``covers``: which models on which datasets (dataset, model);
+    ``timed``: by a benchmark.
     """
 
     holds: bool | None
     evidence: str
     runs: tuple[str, ...] = ()
     covers: frozenset[tuple[str, str]] = frozenset()
+    timed: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Return one of `VERDICTS`."""
+        if self.holds is None:
+            return VERDICTS[2] if self.runs or self.covers or self.timed else VERDICTS[3]
+        return VERDICTS[0] if self.holds else VERDICTS[1]
 
 
 class Counts(NamedTuple):
