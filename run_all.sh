@@ -24,7 +24,7 @@ usage: ./run_all.sh [options]           set up once, then run the study
   --help            this text
 
 Results go to outputs/<profile>/ (or $ULTRASEG_OUTPUTS/<profile>/). A stopped study goes on where it
-stopped when the same command is given again.
+stopped when the same command, without --force, is given again.
 HELP
 }
 

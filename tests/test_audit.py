@@ -108,6 +108,21 @@ def test_leaks_are_pairs_with_one_side_tested():
     assert found[["part_a", "part_b"]].to_numpy().tolist() == [["train", "test"], ["val", "test"]]
 
 
+def test_a_split_that_is_drawn_is_audited_where_none_is_committed():
+    """One's own frames of a video: every second one is its neighbour's near-duplicate."""
+    names = [f"{i:02d}" for i in range(40)]
+    table = pd.DataFrame({"dataset": "mine", "image_id": names})
+    table[["center", "modality", "sequence"]] = ""
+    pairs = [("mine", a, "mine", b) for a, b in zip(names[::2], names[1::2], strict=True)]
+    pairs = pd.DataFrame(pairs, columns=audit.PAIR_COLUMNS[:4]).assign(difference=0.0)
+    (row,) = audit.summarize_splits(table, pairs).to_dict("records")
+    tested = splits.make_split(table) == "test"
+    torn = sum(tested[a] != tested[b] for a, b in zip(names[::2], names[1::2], strict=True))
+    assert row["split"] == "mine, drawn"
+    assert row["test"] == tested.sum()
+    assert row["leaking pairs"] == torn > 0
+
+
 def test_cut_sequences_are_counted_and_untold_ones_passed_over():
     table = pd.DataFrame({"image_id": list("abcdef"), "sequence": ["1", "1", "2", "2", "", ""]})
     parts = pd.Series(["train", "test", "val", "val", "train", "test"], index=list("abcdef"))

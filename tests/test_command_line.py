@@ -199,7 +199,13 @@ def test_ctrl_c_says_what_is_kept(words, kept, capsys, monkeypatch):
 
     monkeypatch.setattr(f"ultraseg_lib.__main__.command_{words[0]}", stop)
     assert main(words) == 130
-    assert ("what was done is kept" in capsys.readouterr().err) is kept
+    assert ("what was done is kept, the same command goes on" in capsys.readouterr().err) is kept
+
+
+def test_ctrl_c_does_not_advise_to_lose_what_was_done(capsys, monkeypatch):
+    monkeypatch.setattr("ultraseg_lib.__main__.command_study", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))  # fmt: skip
+    assert main(["study", "--force"]) == 130
+    assert "is kept, the command without --force goes on from there" in capsys.readouterr().err
 
 
 def test_a_misspelt_dataset_is_told_before_the_benchmark(kvasir, monkeypatch, capsys, outputs):
@@ -207,6 +213,12 @@ def test_a_misspelt_dataset_is_told_before_the_benchmark(kvasir, monkeypatch, ca
     monkeypatch.setattr("ultraseg_lib.deploy.benchmark.benchmark", lambda **_: 1 / 0)
     assert main(["bench", "--dataset", "kvasir"]) == 2
     assert "dataset: unknown 'kvasir'" in capsys.readouterr().err
+
+
+def test_a_folder_for_a_file_is_told_before_the_benchmark(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ultraseg_lib.deploy.benchmark.benchmark", lambda **_: 1 / 0)
+    assert main(["bench", "-o", str(tmp_path)]) == 2
+    assert f"--output {tmp_path}: is a folder; name a file in it" in capsys.readouterr().err
 
 
 def test_a_read_only_outputs_folder_is_found(monkeypatch, capsys, tmp_path):
@@ -248,8 +260,12 @@ def test_an_empty_variable_is_none(monkeypatch):
 
 def test_missing_data_folder_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path / "nowhere"))
-    assert main(["data"]) == 2
+    assert main(["data", "verify"]) == 2
     assert "pass --data DIR" in capsys.readouterr().err
+    assert main(["data"]) == 0  # as on a fresh clone
+    told = capsys.readouterr().out
+    assert f"{tmp_path / 'nowhere'}: no such folder" in told
+    assert "missing; get it from https://" in told
 
 
 def test_force_loses_nothing_when_the_data_is_not_there(monkeypatch, capsys, tmp_path, outputs):

@@ -129,6 +129,26 @@ def test_a_run_that_another_process_does_is_refused(outputs):
     assert engines.run_study(plan, [run]) == {}
 
 
+def test_force_removes_nothing_where_one_run_is_held(outputs):
+    plan = tiny_plan()
+    first, held = study.plan_runs(plan)
+    study.run_once(first, plan)
+    with study.only_here(held), pytest.raises(ValueError, match="another process is doing"):
+        study.forget([first, held], plan)
+    assert first.is_complete
+
+
+def test_a_dataset_that_is_not_there_fails_its_own_runs_only(outputs, monkeypatch, tmp_path):
+    monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path))
+    plan = tiny_plan(models=("unet_tiny",))
+    (there,) = study.plan_runs(plan)
+    absent = replace(there, dataset="kvasir_seg")
+    failures = engines.run_study(plan, [absent, there], jobs=1)
+    assert list(failures) == [absent.run_id]
+    assert "Kvasir-SEG not found below" in failures[absent.run_id]
+    assert there.is_complete
+
+
 def test_the_estimate_comes_from_runs_of_the_same_model_and_dataset(outputs):
     plan = tiny_plan(epochs=100)
     done, other = study.plan_runs(plan)

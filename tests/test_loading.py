@@ -43,6 +43,15 @@ def test_grey_masks_are_thresholded_and_told_once(kvasir, outputs):
         load(root)  # from the cache, in silence
 
 
+def test_a_cut_off_image_is_named_and_nothing_is_cached(kvasir, outputs):
+    root = kvasir()
+    path = sorted(root.rglob("images/*.jpg"))[0]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=f"{path.name}: cut off before its end"):
+        load(root)
+    assert not list(outputs.glob("cache/*/images.npy"))
+
+
 def test_threshold_is_127_on_the_brightest_channel(tmp_path):
     pixels = np.zeros((1, 4, 3), np.uint8)
     pixels[0, :, 2] = (0, 127, 128, 255)
@@ -56,6 +65,20 @@ def test_a_mask_of_labels_is_named_with_the_way_out(tmp_path):
     cv2.imwrite(str(tmp_path / "m.png"), np.eye(8, dtype=np.uint8))
     with pytest.raises(DataError, match=r"m\.png: no value is above 1; .* 255"):
         read_mask(tmp_path / "m.png")
+    cv2.imwrite(str(tmp_path / "flat16.png"), np.eye(8, dtype=np.uint16))
+    with pytest.raises(DataError, match=r"flat16\.png: flat .* uint16 values up to 1; .* 8 bits"):
+        read_mask(tmp_path / "flat16.png")
+    outline = np.zeros((8, 8, 4), np.uint8)
+    outline[2:4, 2:4, 3] = 255
+    cv2.imwrite(str(tmp_path / "alpha.png"), outline)
+    with pytest.raises(DataError, match=r"alpha\.png: .* an alpha channel with an outline"):
+        read_mask(tmp_path / "alpha.png")
+    for name, mask in (
+        ("empty", np.zeros((8, 8), np.uint8)),
+        ("empty16", np.zeros((8, 8), np.uint16)),
+    ):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
+        assert not read_mask(tmp_path / f"{name}.png")[0].any()
     cv2.imwrite(str(tmp_path / "noise.jpg"), np.eye(8, dtype=np.uint8))
     assert not read_mask(tmp_path / "noise.jpg")[0].any()  # noise of JPEG in an empty mask
 

@@ -292,6 +292,18 @@ def test_ctrl_c_is_how_a_camera_ends(run, tmp_path, monkeypatch):
     assert len(read_table(tmp_path / "out")) == 2
 
 
+def test_an_earlier_run_is_replaced_only_if_asked(run, tmp_path, capsys):
+    images = write_frames(tmp_path / "in", "a.png", "b.png")
+    assert run(images / "a.png") == 0
+    assert run(images / "b.png") == 2
+    assert (
+        "holds results already; choose another folder, or give --force" in capsys.readouterr().err
+    )
+    assert [row["file"] for row in read_table(tmp_path / "out")] == ["a.png"]
+    assert run(images / "b.png", "--force") == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"b.png"}
+
+
 def test_an_earlier_run_goes_and_pictures_are_whole_or_not_there(
     run, tmp_path, monkeypatch, capsys
 ):
@@ -308,11 +320,11 @@ def test_an_earlier_run_goes_and_pictures_are_whole_or_not_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full_disk)
-        assert run(images) == 2
+        assert run(images, "--force") == 2
     assert "no space" in capsys.readouterr().err
     left = {"overlays", "measurements.csv", "own.png"}
     assert {path.name for path in (tmp_path / "out").rglob("*")} == left
-    assert run(images) == 0
+    assert run(images, "--force") == 0
     assert read_mask(tmp_path / "out" / "a.png").shape == (50, 60)
     assert {path.name for path in (tmp_path / "out").rglob("*")} == left | {"a.png", "a.jpg"}
 
@@ -333,6 +345,35 @@ def test_a_picture_of_someone_else_is_left_alone(run, tmp_path, capsys):
     assert run(images) == 1
     assert "a.png: is there and is not predict's; choose another" in capsys.readouterr().err
     assert (tmp_path / "out" / "a.png").read_bytes() == b"a true mask"
+    assert [row["file"] for row in read_table(tmp_path / "out")] == ["b.png"]
+    (tmp_path / "other" / "overlays").mkdir(parents=True)
+    (tmp_path / "other" / "overlays" / "b.jpg").write_bytes(b"a photograph")
+    assert run(images, output=tmp_path / "other") == 1
+    assert (tmp_path / "other" / "overlays" / "b.jpg").read_bytes() == b"a photograph"
+    assert not (tmp_path / "other" / "b.png").exists()
+
+
+def test_a_frame_that_breaks_a_decoder_or_an_encoder_does_not_stop_the_others(
+    run, tmp_path, monkeypatch, capsys
+):
+    images = write_frames(tmp_path / "in", "a.png", "b.png", "c.png")
+    decode, encode = cv2.imread, cv2.imencode
+
+    def read(path: str, *flags: int) -> np.ndarray:
+        if path.endswith("a.png"):
+            raise cv2.error("too many pixels")
+        return decode(path, *flags)
+
+    def write(suffix: str, pixels: np.ndarray, *options: list[int]) -> tuple[bool, np.ndarray]:
+        broken = suffix == ".jpg" and (tmp_path / "out" / "b.png").exists()
+        return (False, np.array([])) if broken else encode(suffix, pixels, *options)
+
+    monkeypatch.setattr(cv2, "imread", read)
+    monkeypatch.setattr(cv2, "imencode", write)
+    assert run(images) == 1
+    told = capsys.readouterr().err
+    assert "a.png: missing or not a readable image" in told
+    assert "c.png: 120×90 px: too large for a .jpg file" in told
     assert [row["file"] for row in read_table(tmp_path / "out")] == ["b.png"]
 
 

@@ -191,6 +191,22 @@ def test_a_dataset_too_small_for_a_part_is_named(own_data, outputs, protocol, pa
         study.run_once(run, plan)
 
 
+def test_a_set_without_a_test_image_is_named_before_training(own_data, outputs, monkeypatch):
+    own_data(20)
+    plan, run = own_run()
+    monkeypatch.setattr(study, "test_sets_of", lambda run, profile: [])
+    with pytest.raises(ValueError, match=f"{run.run_id}: no test image; add images, or a dataset"):
+        study.run_once(run, plan)
+    assert not run.folder.exists() or not any(run.folder.iterdir())
+
+
+def test_a_stray_folder_among_the_runs_is_passed_over_by_name(finished):
+    run = study.plan_runs(finished)[0]
+    shutil.copytree(run.folder, run.folder.with_name(f"{run.run_id}.bak"))
+    with pytest.warns(UserWarning, match=r"\.bak: passed over .* move it out of runs/"):
+        assert len(study.finished_runs("demo")) == len(study.plan_runs(finished))
+
+
 def test_a_half_written_run_is_no_run(outputs):
     folder = outputs / "demo" / "runs" / ".lbunet-synthetic-strong-clean-e1-s0.77.tmp"
     folder.mkdir(parents=True)

@@ -111,7 +111,10 @@ def command_data(args: argparse.Namespace) -> int:
     if args.json:
         print(_as_json(find_datasets(data_dir())))
         return 0
-    found = look_for_datasets(data_dir())
+    there = data_dir().is_dir()
+    found = look_for_datasets(data_dir()) if there else {}
+    if not there:
+        print(f"{data_dir()}: no such folder; give another by --data or ULTRASEG_DATA")
     for name, dataset in found.items():
         print(f"{name:<14} {len(dataset.table):>5} pairs  {dataset.folder}")
         for folder in dataset.passed_over:
@@ -278,6 +281,8 @@ def command_bench(args: argparse.Namespace) -> int:
         load_frames_of(args.dataset, load_profile("lite", image_size=args.size))
     threads = [args.threads] if args.threads else None
     path = args.output or outputs_dir("bench") / "bench.json"
+    if path.is_dir():
+        raise ValueError(f"--output {path}: is a folder; name a file in it, {path / 'bench.json'}")
     result = benchmark.benchmark(
         models=models, backends=backends, isas=isas, threads=threads, size=args.size,
         frames=args.frames, seconds=args.seconds, path=path,
@@ -309,7 +314,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dataset", help="compare masks on its test images too (kvasir_seg, …)")
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("-o", "--output", type=Path, help="default: outputs/bench/bench.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="file (default: outputs/bench/bench.json)"
+    )
 
 
 def command_export(args: argparse.Namespace) -> int:
@@ -352,7 +359,7 @@ def command_predict(args: argparse.Namespace) -> int:
 
     find_variant(args.model)  # raises for an unknown name
     source = predict.open_source(args.path)
-    predict.check_output(args.output, source)
+    predict.check_output(args.output, source, args.force)
     weights = find_weights(args.model, args.weights)
     network, size = build_model(args.model, weights), trained_size(weights)
     backend = args.backend or predict.pick_backend(network, size, args.threads)
@@ -378,6 +385,9 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help="default: the fastest that is installed")
     parser.add_argument("--threads", type=_at_least_one, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after N frames")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an earlier run's results in DIR"
+    )
 
 
 def command_teach(args: argparse.Namespace) -> int:
@@ -455,7 +465,8 @@ def main(words: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         goes_on = args.command in (command_study, command_run, command_fetch)
-        kept = "; what was done is kept, the same command goes on from there" if goes_on else ""
+        same = "command without --force" if getattr(args, "force", False) else "same command"
+        kept = f"; what was done is kept, the {same} goes on from there" if goes_on else ""
         print(f"stopped{kept}", file=sys.stderr)
         return 130
 

@@ -73,13 +73,22 @@ def run_study(
 
 
 def _decode(profile: Profile, runs: list[Run]) -> None:
-    """Decode every dataset once, before the processes start."""
+    """Decode every dataset once, before the processes start.
+
+    What cannot be read fails its own runs when they start; where it is all there is, it is raised.
+    """
     one_each = {run.dataset: run for run in runs}.values()
     names = {name for run in one_each for name in (run.dataset, *test_sets_of(run, profile))}
     mixed = {name for name in names if name.partition("@")[0] == "mixed"}
     parts = {*MIXED, *EXTERNAL} & datasets_there() if mixed else set()
-    for name in sorted(names - mixed | parts):
-        load_frames_of(name, profile)
+    wanted, errors = sorted(names - mixed | parts), []
+    for name in wanted:
+        try:
+            load_frames_of(name, profile)
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    if errors and len(errors) == len(wanted):
+        raise errors[0]
 
 
 def default_jobs(runs: int) -> int:

@@ -9,8 +9,9 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,9 +164,18 @@ class RunData:
 
 
 def load_run_data(run: Run, profile: Profile) -> RunData:
-    """Load the frames of one run; raises what `load_frames_of` and `training_parts` raise."""
+    """Load the frames of one run; raises what `load_frames_of` and `training_parts` raise.
+
+    Raises ValueError too where there is nothing to test it on.
+    """
     frames = load_frames_of(run.dataset, profile)
     tests = {name: test_frames(name, profile) for name in test_sets_of(run, profile)}
+    if not sum(map(len, tests.values())):
+        raise ValueError(
+            f"{run.run_id}: no test image; add images, or a dataset that profile {profile.name} tests"
+            f" on: {', '.join(profile.tested)}"
+        )
+    tests = {name: each for name, each in tests.items() if len(each)}
     keys = frames.table["dataset"] + "/" + frames.table["image_id"]
     keys = keys if run.dataset.partition("@")[0] == "mixed" else frames.table["image_id"]
     split = data.split_hash(pd.Series(frames.table["part"].to_numpy(), keys))
@@ -259,12 +269,14 @@ def only_here(run: Run) -> Iterator[None]:
 def forget(runs: Iterable[Run], profile: Profile) -> None:
     """Remove the results of these runs, so that they are done anew, if their data is there.
 
-    Raises ValueError at one that another process is doing.
+    Raises ValueError, and removes none, where another process is doing one.
     """
     for dataset in {run.dataset for run in runs}:
         load_frames_of(dataset, profile)  # raises before anything is lost
-    for run in runs:
-        with only_here(run):
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(only_here(run))
+        for run in runs:
             shutil.rmtree(run.folder, ignore_errors=True)
 
 
@@ -426,9 +438,16 @@ def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
 
 def finished_runs(profile: str) -> list[Run]:
     """Return every complete run of a profile's ledger, by name, also those its grids do not plan."""
-    folders = [path.parent for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv"))]
-    names = [folder.name for folder in folders if not folder.name.startswith(".")]  # half-written
-    return [parse_run_id(profile, name) for name in names]
+    runs = []
+    for path in sorted((outputs_dir(profile) / "runs").glob("*/scores.csv")):
+        folder = path.parent
+        if folder.name.startswith("."):  # half-written
+            continue
+        try:
+            runs.append(parse_run_id(profile, folder.name))
+        except ValueError as error:
+            warnings.warn(f"{folder}: passed over ({error}); move it out of runs/", stacklevel=2)
+    return runs
 
 
 def missing_runs(profile: Profile, grid: str = "main") -> list[Run]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ultraseg_lib.data.layouts import DataError, FoundDataset
 from ultraseg_lib.data.loading import Frames, each_file, read_image, read_mask
-from ultraseg_lib.data.splits import MIXED, add_split, mixed_parts, read_split
+from ultraseg_lib.data.splits import MIXED, add_split, make_split, mixed_parts, read_split
 from ultraseg_lib.metrics import count_polyps, dice_score
 from ultraseg_lib.paths import SPLITS
 
@@ -216,19 +216,19 @@ def summarize_duplicates(duplicates: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize_splits(table: pd.DataFrame, duplicates: pd.DataFrame) -> pd.DataFrame:
-    """Audit every committed split of one dataset: a row a scheme.
+    """Audit every committed split of one dataset, or the one that is drawn where none is: a row each.
 
     Columns: split, train, val, test (images), leaking pairs, test images with a twin (that is
     trained on or validates), cut sequences ("not told" where the dataset names none).
     """
     name, rows = table["dataset"].iloc[0], []
-    for path in sorted(SPLITS.glob(f"{name}-*.txt")):
-        parts = read_split(path)
+    committed = {path.stem: read_split(path) for path in sorted(SPLITS.glob(f"{name}-*.txt"))}
+    for title, parts in (committed or {f"{name}, drawn": make_split(table)}).items():
         torn = leaks(duplicates, {name: parts})
         tested = torn["image_id_a"].where(torn["part_a"] == "test", torn["image_id_b"])
         told = (table["sequence"] != "").any()
         counts = {part: int((parts == part).sum()) for part in ("train", "val", "test")}
-        rows.append({"split": path.stem, **counts, "leaking pairs": len(torn),
+        rows.append({"split": title, **counts, "leaking pairs": len(torn),
                      "test images with a twin": tested.nunique(),
                      "cut sequences": len(cut_sequences(table, parts)) if told else "not told"})  # fmt: skip
     return pd.DataFrame(rows)
@@ -278,13 +278,11 @@ def run(found: Mapping[str, FoundDataset]) -> str:
     tables = [each.table for each in found.values()]
     masks = pd.DataFrame([summarize_masks(mask_table(table)) for table in tables])
     duplicates = near_duplicates(tables)
-    splits = [summarize_splits(table, duplicates) for table in tables]
-    splits = [table for table in splits if len(table)]
-    listed = pd.concat(splits).to_string(index=False) if splits else "none committed"
+    listed = pd.concat([summarize_splits(table, duplicates) for table in tables])
     sections = {
         "Masks (area in % of the image, of images with a polyp)": [masks.to_string(index=False)],
         f"Near-duplicates (difference up to {NEAR})": _report_duplicates(duplicates),
-        "Committed splits": [listed],
+        "Splits": [listed.to_string(index=False)],
         "Mixed training set (random splits)": [_report_mixed(found, duplicates)],
     }
     return "\n\n".join("\n".join([title, *lines]) for title, lines in sections.items())

@@ -53,15 +53,15 @@ def _decode(path: Path) -> np.ndarray | None:
     The official CVC-ClinicDB TIF files call their three channels grey, and OpenCV then returns the
     first one only, without a word; tifffile returns all three.
     """
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return _decode_by_opencv(path)
     try:
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            return _decode_by_opencv(path)
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
             if page.samplesperpixel == 1 or page.photometric == tifffile.PHOTOMETRIC.RGB:
                 return _decode_by_opencv(path)  # which reads every compression
             image = page.asarray()
-    except (OSError, ValueError, IndexError, tifffile.TiffFileError):
+    except Exception:  # what a damaged file makes a decoder raise is anyone's guess
         return None
     return image[..., :3] if image.dtype == np.uint8 and image.ndim == 3 else None
 
@@ -78,7 +78,8 @@ def read_mask(path: str | Path) -> tuple[np.ndarray, bool]:
     """Read one mask as (H, W) uint8 of 0 and 255, and whether the file held other values too.
 
     Colour masks count as polyp where any channel exceeds 127; JPEG noise falls to one side. Raises
-    DataError for a file that cannot be decoded, and for one of labels (0 and 1).
+    DataError for a file that cannot be decoded, for one of labels (0 and 1), and for a flat one whose
+    polyp may stand in what is not read: low bits of 16, or an alpha channel.
     """
     mask = _decode(Path(path))
     if mask is None:
@@ -89,18 +90,39 @@ def read_mask(path: str | Path) -> tuple[np.ndarray, bool]:
             f"{path}: no value is above {brightest.max()}; masks are 0 and 255: write it anew, with"
             " 255 where the polyp is"
         )
+    if brightest.max() == brightest.min():
+        _refuse_hidden(Path(path))
     binary = np.where(brightest > 127, np.uint8(255), np.uint8(0))
     return binary, not np.array_equal(binary, brightest)
+
+
+def _refuse_hidden(path: Path) -> None:
+    """Raise DataError where a mask that reads as flat is not: 16-bit labels, a polyp in alpha."""
+    raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if raw is None:
+        return
+    hidden = (
+        [f"{raw.dtype} values up to {raw.max()}"] if raw.dtype != np.uint8 and raw.any() else []
+    )
+    if raw.ndim == 3 and raw.shape[2] == 4 and np.ptp(raw[..., 3]):
+        hidden.append("an alpha channel with an outline")
+    if hidden:
+        raise DataError(
+            f"{path}: flat as an 8-bit picture, but has {' and '.join(hidden)}; masks are 0 and 255 in"
+            " 8 bits: write it anew"
+        )
 
 
 def read_pair(image: str | Path, mask: str | Path) -> tuple[np.ndarray, np.ndarray, bool]:
     """Read one image and its mask.
 
     Returns image (H, W, 3) uint8, mask (H, W) uint8 of 0 and 255, and whether the mask file was not
-    binary. Raises DataError where a file cannot be decoded or the two differ in size.
+    binary. Raises DataError where a file cannot be decoded or is cut off, or the two differ in size.
     """
     pixels = read_image(image)
     binary, was_grey = read_mask(mask)
+    for path in (image, mask):
+        check_whole(path)
     if pixels.shape[:2] != binary.shape:
         raise DataError(
             f"{mask}: mask is {binary.shape[1]}×{binary.shape[0]}, its image"

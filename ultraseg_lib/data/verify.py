@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError, FoundDataset, catalog
-from ultraseg_lib.data.loading import check_whole, each_file, read_pair
+from ultraseg_lib.data.loading import each_file, read_pair
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,6 @@ class Verdict:
 def _check_pair(pair: tuple[str, str]) -> tuple[bool, str]:
     """Return whether the mask is empty, and what is wrong with the pair ('' if nothing)."""
     try:
-        for path in pair:
-            check_whole(path)
         _, mask, _ = read_pair(*pair)
     except (DataError, OSError) as error:
         return False, str(error)

@@ -235,12 +235,20 @@ def write_latency(drawn: np.ndarray, milliseconds: float) -> None:
         )
 
 
-def check_output(folder: Path, source: Source) -> None:
-    """Raise ValueError where results in ``folder`` would land among the input files."""
+def check_output(folder: Path, source: Source, force: bool = False) -> None:
+    """Raise ValueError where results in ``folder`` would land among the input files or replace others.
+
+    ``force``: those of an earlier run may be replaced.
+    """
     if source.folder is not None:
         inputs = source.folder.resolve()
         if inputs in (folder.resolve(), (folder / "overlays").resolve()):
             raise ValueError(f"--output {folder}: this is the input folder; choose another")
+    if _earlier_masks(folder) is not None and not force:
+        raise ValueError(
+            f"--output {folder}: holds results already; choose another folder, or give --force to"
+            " replace them"
+        )
 
 
 def _make_folder(folder: Path) -> None:
@@ -249,24 +257,35 @@ def _make_folder(folder: Path) -> None:
         (folder / "overlays").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output {folder}: cannot be made: {error.strerror}") from None
+    for mask in _earlier_masks(folder) or ():
+        (folder / mask).unlink(missing_ok=True)
+        (folder / "overlays" / mask).with_suffix(".jpg").unlink(missing_ok=True)
+    (folder / TABLE).unlink(missing_ok=True)
+
+
+def _earlier_masks(folder: Path) -> list[str] | None:
+    """Return the masks that an earlier run's table names, None without one; refuse another's table."""
     table = folder / TABLE
     if not table.exists():
-        return
+        return None
     with table.open(newline="", encoding="utf-8") as file:
         earlier = csv.DictReader(file)
         if tuple(earlier.fieldnames or ()) != COLUMNS:
             raise ValueError(f"{table}: not written by predict; choose another --output")
-        for mask in (Path(row["mask"]).name for row in earlier if row["mask"]):
-            (folder / mask).unlink(missing_ok=True)
-            (folder / "overlays" / mask).with_suffix(".jpg").unlink(missing_ok=True)
-    table.unlink()
+        return [Path(row["mask"]).name for row in earlier if row["mask"]]
 
 
 def encode(suffix: str, pixels: np.ndarray) -> bytes:
-    """Encode a frame (H, W, 3) uint8 RGB or a mask (H, W) as a picture file, in memory."""
+    """Encode a frame (H, W, 3) uint8 RGB or a mask (H, W) as a picture file, in memory.
+
+    Raises DataError for one that the format cannot hold.
+    """
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(suffix, pixels, FULL_COLOUR if suffix == ".jpg" else [])[1].tobytes()
+    written, data = cv2.imencode(suffix, pixels, FULL_COLOUR if suffix == ".jpg" else [])
+    if not written:
+        raise DataError(f"{pixels.shape[1]}×{pixels.shape[0]} px: too large for a {suffix} file")
+    return data.tobytes()
 
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
@@ -313,14 +332,14 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
         table.writeheader()
         try:
             for shot in bar:
-                shot = _unless_taken(shot, folder)
-                if isinstance(shot, DataError):
+                found = _predict_one(_unless_taken(shot, folder), segment, folder)
+                if isinstance(found, DataError):
                     outcome.bad += 1
-                    tqdm.write(f"skipped: {shot}", file=sys.stderr)
+                    tqdm.write(f"skipped: {found}", file=sys.stderr)
                 else:
-                    table.writerow(row := _predict_one(shot, segment, folder))
-                    outcome.latency.append(row["latency_ms"])
-                    bar.set_postfix_str(f"{row['latency_ms']:.1f} ms", refresh=False)
+                    table.writerow(found)
+                    outcome.latency.append(found["latency_ms"])
+                    bar.set_postfix_str(f"{found['latency_ms']:.1f} ms", refresh=False)
         except KeyboardInterrupt:
             outcome.stopped = True
     return outcome
@@ -334,26 +353,36 @@ def timed(segment: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _unless_taken(shot: Shot | DataError, folder: Path) -> Shot | DataError:
-    """Return the shot, or the error that its mask has the name of a file that is there."""
-    if isinstance(shot, DataError) or not (path := _mask_path(shot, folder)).exists():
+    """Return the shot, or the error that one of its pictures has the name of a file that is there."""
+    if not isinstance(shot, DataError):
+        for path in _pictures(shot, folder):
+            if path.exists():
+                return DataError(f"{path}: is there and is not predict's; choose another --output")
+    return shot
+
+
+def _pictures(shot: Shot, folder: Path) -> tuple[Path, Path]:
+    """Return the paths of a shot's overlay and mask."""
+    return folder / "overlays" / f"{shot.stem}.jpg", folder / f"{shot.stem}.png"
+
+
+def _predict_one(
+    shot: Shot | DataError, segment: Segmenter, folder: Path
+) -> dict[str, object] | DataError:
+    """Segment one frame, write its pictures and return its row of the table, or why there is none."""
+    if isinstance(shot, DataError):
         return shot
-    return DataError(f"{path}: is there and is not predict's; choose another --output")
-
-
-def _mask_path(shot: Shot, folder: Path) -> Path:
-    return folder / f"{shot.stem}.png"
-
-
-def _predict_one(shot: Shot, segment: Segmenter, folder: Path) -> dict[str, object]:
-    """Segment one frame, write its pictures and return its row of the table."""
     mask, latency = timed(segment, shot.pixels)
-    path = _mask_path(shot, folder)
+    drawn_path, path = _pictures(shot, folder)
     height, width = mask.shape
     row = {"file": shot.file, "frame": shot.frame, "mask": path.name}
     row |= {"width": width, "height": height, **measure(mask), "latency_ms": round(latency, 3)}
     drawn = overlay(shot.pixels, mask)
     if shot.is_video:
         write_latency(drawn, latency)
-    _write_picture(folder / "overlays" / f"{shot.stem}.jpg", drawn)
-    _write_picture(path, mask)  # last: no mask stands long without its row
+    try:
+        _write_picture(drawn_path, drawn)
+        _write_picture(path, mask)  # last: no mask stands long without its row
+    except DataError as error:
+        return DataError(f"{shot.file}: {error}")
     return row
