@@ -169,6 +169,7 @@ def load_run_data(run: Run, profile: Profile) -> RunData:
     Raises ValueError too where there is nothing to test it on.
     """
     frames = load_frames_of(run.dataset, profile)
+    parts = training_parts(frames, run.protocol)
     tests = {name: test_frames(name, profile) for name in test_sets_of(run, profile)}
     if not sum(map(len, tests.values())):
         raise ValueError(
@@ -179,7 +180,7 @@ def load_run_data(run: Run, profile: Profile) -> RunData:
     keys = frames.table["dataset"] + "/" + frames.table["image_id"]
     keys = keys if run.dataset.partition("@")[0] == "mixed" else frames.table["image_id"]
     split = data.split_hash(pd.Series(frames.table["part"].to_numpy(), keys))
-    return RunData(*training_parts(frames, run.protocol), tests, split, split_of(run.dataset))
+    return RunData(*parts, tests, split, split_of(run.dataset))
 
 
 # --- one run --------------------------------------------------------------------------------------
