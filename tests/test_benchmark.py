@@ -14,6 +14,7 @@ from ultraseg_lib.deploy.timing import LEAST, TURN, Timed, time_in_turns
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import ROOT
 from ultraseg_lib.report import benchmark_figures
+from ultraseg_lib.report.figures import model_style
 
 SCENE_SIZE = 64
 
@@ -200,6 +201,8 @@ def test_figures_show_the_committed_benchmark():
     dots = [line.get_xdata() for line in points.axes[0].lines if line.get_markersize() == 13]
     drawn = [x for dot in dots for x in dot]
     assert sorted(drawn) == pytest.approx(sorted(table["deployed_fps"]))
+    colours = {line.get_color() for line in points.axes[0].lines if line.get_markersize() == 13}
+    assert {model_style(row["model"])[0] for row in rows} <= colours
     parts = benchmark_figures.plot_parts(kept["parts"])
     before = [bar.get_width() for bar in parts.axes[0].containers[0]]
     assert before == [row["before_ms"] for row in kept["parts"]]
@@ -208,6 +211,17 @@ def test_figures_show_the_committed_benchmark():
     assert medians == [row["median_ms"] for row in kept["rewrites"]]
     for figure in (points, parts, steps):
         benchmark_figures.plt.close(figure)
+
+
+def test_agreement_of_the_record_is_on_real_images():
+    """In float32 the logits stay, in bfloat16 they exceed the tenth that a generated frame must keep."""
+    if not (ROOT / "outputs" / "reference" / "bench" / "bench.json").exists():
+        pytest.skip("no benchmark is committed")
+    table = benchmark_figures.recorded_agreement().set_index(["precision", "backend"])
+    assert (table["images"] == 200).all()
+    assert table["pixels_equal"].between(table["pixels_equal_worst"], 1).all()
+    assert (table.loc["float32", "relative_parity"] < 1e-3).all()
+    assert (table.loc["bfloat16", "relative_parity"] > 0.1).all()
 
 
 def test_a_model_without_eager_row_or_outside_the_paper_is_left_out_of_the_figure():

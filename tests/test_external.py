@@ -38,7 +38,9 @@ def test_the_papers_mixed_number_stands_only_beside_all_of_its_sets(ledger):
     assert few.loc["etis_larib", "paper_dice"] == 0.6821
     all_four = external.joint_table(scores, MIXED).set_index("tested")
     assert all_four.loc["mixed", "paper_dice"] == 0.8038
-    assert "–" in external.format_scores(few.reset_index())["paper's Dice"].tolist()
+    text = external.format_scores(few.reset_index())
+    assert "–" in text["paper's Dice"].tolist()
+    assert set(text["seeds"]) == {1}
 
 
 def test_everything_is_compared_with_one_set_on_unseen_images_only(ledger):
@@ -93,11 +95,31 @@ def test_a_share_is_compared_on_the_seeds_of_all_shares(ledger):
     assert sets.loc["mixed", "seeds"] == 1
 
 
-def test_figures_have_a_panel_a_test_set(ledger):
+def test_a_gain_from_one_seed_has_no_verdict(ledger):
+    text = external.format_gains(external.share_gains(ledger))
+    assert text["verdict"].tolist() == ["one seed: no verdict"]
+    assert text["another seed"].tolist() == ["–"]
+    assert external.format_gains(external.share_gains(ledger[ledger["dataset"] == "mixed"])).empty
+
+
+@pytest.mark.parametrize(("drop", "verdict"), [(0.1, "differs"), (0.3, "no finding")])
+def test_a_gain_is_a_finding_where_it_is_larger_than_what_another_seed_does(ledger, drop, verdict):
+    again = ledger.assign(seed=1, dice=ledger["dice"] - drop)
+    gains = external.share_gains(pd.concat([ledger, again]))
+    assert gains["difference"].tolist() == pytest.approx([0.2])
+    assert gains["seed_spread"].tolist() == pytest.approx([drop])
+    assert external.format_gains(gains)["verdict"].tolist() == [verdict]
+
+
+def test_figures_have_one_panel_per_test_set(ledger):
     scores = external.score_table(ledger)
     joint = external.joint_table(scores, MIXED)
-    panels = [axes.get_title() for axes in external.plot_joint(joint).axes]
-    assert panels == ["ETIS-LaribPolypDB\nunseen", "Mixed set\ntest part"]
+    axes = external.plot_joint(joint).axes
+    assert [each.get_title() for each in axes] == [
+        "ETIS-LaribPolypDB\nunseen",
+        "Mixed set\ntest part",
+    ]
+    assert axes[0].get_yticklabels()[1].get_text() == "UltraSeg-130K (1 seed)"
     assert len(external.plot_shares(external.share_table(ledger)).axes) == 1
     sets = external.score_table(external.with_single_sets(ledger))
     labels = external.plot_training_sets(sets).axes[0].get_yticklabels()

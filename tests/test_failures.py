@@ -148,6 +148,35 @@ def test_groups_hold_each_image_once_and_give_back_the_mean(cases, key):
     assert table["dice"].between(table["dice_low"], table["dice_high"]).all()
 
 
+def test_a_group_of_few_images_has_no_interval(cases):
+    scores = failures.long_scores([cases]).assign(center="")
+    for count, known in ((failures.FEW - 1, False), (failures.FEW, True)):
+        few = scores[scores["image_id"].isin([f"image_{row}" for row in range(count)])]
+        table = failures.group_table(failures.add_group(few, "center"))
+        assert (table[["dice_low", "dice_high"]].notna() == known).all(axis=None)
+
+
+def test_agreement_of_two_models_is_a_direct_count(cases):
+    table = failures.agreement_table([cases], below=0.7).set_index(["model", "other"])
+    fails = {name: cases.dice(name) < 0.7 for name in (A, B)}
+    row = table.loc[(A, B)]
+    assert len(table) == 2
+    assert (row["images"], row["failed"]) == (len(cases), fails[A].sum())
+    assert row["shared"] == pytest.approx((fails[A] & fails[B]).sum() / fails[A].sum())
+    assert row["usual"] == pytest.approx(fails[B].mean())
+    ranks = pd.Series(cases.dice(A)).rank().corr(pd.Series(cases.dice(B)).rank())
+    assert row["spearman"] == table.loc[(B, A), "spearman"] == pytest.approx(ranks)
+
+
+def test_shares_among_the_worst_stand_beside_those_of_all(cases):
+    table = failures.among_worst(cases, range(20), "modality").set_index("modality")
+    known = cases.frames.table["modality"]
+    assert table["worst"].to_dict() == known[:20].value_counts().to_dict()
+    assert table["share_of_all"].to_dict() == known.value_counts(normalize=True).to_dict()
+    one = cases.frames.table.index[known == "NBI"]
+    assert failures.among_worst(cases, one, "modality")["share_of_worst"].sum() == 1
+
+
 def test_groups_are_counted_in_each_test_set(cases):
     scores = failures.long_scores([cases])
     both = pd.concat([scores, scores.assign(test_set="polypgen", center="")])
@@ -266,8 +295,22 @@ def test_small_groups_are_drawn_as_points(cases):
     axes = failures.plot_dice_by_group(grouped, "center").axes[0]
     points = [each.get_offsets() for each in axes.collections if len(each.get_offsets())]
     assert sum(map(len, points)) == few.sum()
+    axes.figure.draw_without_rendering()  # moves equal points apart
+    places = np.concatenate([each.get_offsets() for each in axes.collections])
+    assert len(np.unique(places, axis=0)) == few.sum()
     assert len(axes.patches) == scores["model"].nunique()  # a box each of the large group
     assert [t.get_text() for t in axes.get_xticklabels()] == ["few\nn = 9", "many\nn = 51"]
+
+
+def test_the_matrices_of_agreement_hold_the_tables_shares(cases):
+    figures.use_style()
+    table = failures.agreement_table([cases], below=0.7)
+    left, right = failures.plot_agreement(table).axes
+    assert [each.get_text() for each in left.texts[:2]] == [f"{table['spearman'][0]:.2f}"] * 2
+    usual = table.set_index("other")["usual"]
+    words = [f"{table['shared'][0]:.0%}", f"{table['shared'][1]:.0%}"]
+    words += [f"{usual[A]:.0%}", f"{usual[B]:.0%}"]
+    assert [each.get_text() for each in right.texts] == words
 
 
 def test_the_curve_of_reliability_goes_through_the_tables_points(cases):

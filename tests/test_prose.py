@@ -32,6 +32,7 @@ SETTINGS = {  # numbers that somebody chose, by file, each with its name
     "09": {"0.001": "the tolerance of a logit", "3.4": "GHz, as an example"},
     "10": {
         "0.8": "a probability, as an example",
+        "0.3": "the Dice below which an image counts as failed",
         "0.12": "a choice of an exercise",
     },
     "11": {"0.2": "seconds that feel immediate", "0.95": "another threshold"},

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from ultraseg_lib.deploy.backends import BACKENDS
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import PAPER, outputs_dir
-from ultraseg_lib.report.figures import PALETTE, PRED, TRUTH, _outline, _show
+from ultraseg_lib.report.figures import PALETTE, PRED, TRUTH, _outline, _show, model_style
 
 Rows = list[dict[str, Any]]
 REAL_TIME = 30  # frames a second of a colonoscope's video
@@ -59,7 +59,7 @@ def fastest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def table4(rows: Rows) -> pd.DataFrame:
-    """Return Table 4 with ours: a row a model, in the paper's order; ms and frames a second.
+    """Return Table 4 with ours: one row per model, in the paper's order; ms and frames a second.
 
     `eager_ms` is the paper's way on one core of this machine, `eager_all_ms` (where they were
     timed) on all its cores. Of float32 on one core `openvino_ms` (where it was timed) is one
@@ -90,7 +90,7 @@ def table4(rows: Rows) -> pd.DataFrame:
 
 
 def recorded_machines() -> pd.DataFrame:
-    """Return UltraSeg-130K on one core of each machine of the record, a row a backend and precision.
+    """Return UltraSeg-130K on one core of each machine of the record, one row per backend and precision.
 
     Columns (what, machine): the median in ms, and how many times as fast as eager it is there.
     """
@@ -104,6 +104,20 @@ def recorded_machines() -> pd.DataFrame:
     table["backend"] = table["backend"].map(BACKENDS)
     values = [HEADINGS["median_ms"], HEADINGS["speedup"]]
     return table.pivot(index=["precision", "backend"], columns="machine", values=values)
+
+
+def recorded_agreement() -> pd.DataFrame:
+    """Return how far the deployed forms agree with the trained model on the record's real images.
+
+    One row per backend and precision: dataset, images, model, backend, precision, pixels_equal
+    (share of the masks' pixels, mean over images), pixels_equal_worst (on the worst image) and
+    relative_parity (the largest over images of logit difference / largest logit).
+    """
+    path = outputs_dir("reference") / "bench" / "bench.json"
+    table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["real_images"])
+    columns = ["dataset", "images", "model", "backend", "precision", "pixels_equal",
+               "pixels_equal_worst", "relative_parity"]  # fmt: skip
+    return table[columns].assign(backend=table["backend"].map(BACKENDS))
 
 
 def plot_fps_against_dice(rows: Rows) -> Figure:
@@ -121,7 +135,7 @@ def plot_fps_against_dice(rows: Rows) -> Figure:
     names = best.index.intersection(eager.index).intersection(paper.index)
     labels = _apart(paper.loc[names, "avg_dice"], names.str.startswith("unet"))
     for name in names:
-        dice, colour = paper.loc[name, "avg_dice"], PALETTE[3] if "ultraseg" in name else PALETTE[0]
+        dice, (colour, _) = paper.loc[name, "avg_dice"], model_style(name)
         start, end = 1000 / eager.loc[name, "median_ms"], 1000 / best.loc[name, "median_ms"]
         printed = paper.loc[name, "single_fps"]
         arrow = {"arrowstyle": "->", "color": colour, "lw": 2.5}
@@ -133,7 +147,7 @@ def plot_fps_against_dice(rows: Rows) -> Figure:
         is_left = name.startswith("unet")  # a family beside which others stand
         x, align = (start / 1.12, "right") if is_left else (max(end, printed) * 1.12, "left")
         axes.annotate(paper.loc[name, "model"], (x, labels[name]), va="center", ha=align,
-                      fontsize="small", color=colour)  # fmt: skip
+                      fontsize="small")  # fmt: skip
     axes.axvline(REAL_TIME, color="0.6", ls=":", lw=2)
     axes.annotate(f"{REAL_TIME} a second", (REAL_TIME, 0.02), (6, 0), textcoords="offset points",
                   xycoords=("data", "axes fraction"), color="0.4", fontsize="small")  # fmt: skip
@@ -188,7 +202,7 @@ def plot_parts(parts: Rows) -> Figure:
     )
     axes.set_yticks(place, names)
     axes.invert_yaxis()
-    axes.set(xlabel="milliseconds a frame, one core")
+    axes.set(xlabel="milliseconds per frame, one core")
     axes.margins(x=0.1)
     axes.legend(loc="lower right")
     return figure
@@ -210,7 +224,7 @@ def plot_rewrites(rewrites: Rows) -> Figure:
     axes.bar_label(bars, texts, padding=12, fontsize="small")
     axes.invert_yaxis()
     axes.set(
-        xlabel="milliseconds a frame, one core (bar: median, line: half the quartile range each way)"
+        xlabel="milliseconds per frame, one core (bar: median, line: half the quartile range each way)"
     )
     axes.xaxis.label.set_size("small")
     axes.margins(x=0.2)

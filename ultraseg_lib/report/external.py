@@ -15,6 +15,7 @@ from ultraseg_lib.report import figures
 from ultraseg_lib.report.tables import (
     cells,
     error_bars,
+    format_findings,
     format_levels,
     levels,
     longest_runs,
@@ -27,6 +28,7 @@ from ultraseg_lib.variants import model_title
 
 JOINT = ("mixed", "synthetic")  # what a model is trained on when it is trained on everything
 KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "tested"]
+SAME = ["recipe", "protocol", "model", "tested"]  # of two trainings on other images
 ALIKE = [key for key in KEYS if key != "model"]  # for `tables.compare_pairs` of `by_tested`
 
 
@@ -83,6 +85,7 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
         "trained on": table["dataset"].map(dataset_title),
         "tested on": table["tested"].map(dataset_title),
         "model": table["title"],
+        "seeds": table["seeds"],
         "images": table["images"],
         "Dice": cells(table, "{:.3f}", "dice"),
         **format_levels(table),
@@ -101,10 +104,9 @@ def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
     training the longest counts.
     """
     unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
-    alike = ["recipe", "protocol", "model", "tested"]
     joint = unseen["dataset"].isin(JOINT)
-    kinds = unseen.assign(joint=joint).groupby(alike)["joint"].transform("nunique")
-    return same_seeds(unseen[kinds == 2], alike, "dataset")
+    kinds = unseen.assign(joint=joint).groupby(SAME)["joint"].transform("nunique")
+    return same_seeds(unseen[kinds == 2], SAME, "dataset")
 
 
 def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -114,15 +116,23 @@ def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
     difference says nothing of either alone. Columns: recipe, protocol, model, tested, joint, single
     (the training sets), then those of `tables.with_findings`.
     """
-    rows, keys = [], ["recipe", "protocol", "model", "tested"]
-    for values, group in with_single_sets(ledger).groupby(keys, sort=False):
+    rows = []
+    for values, group in with_single_sets(ledger).groupby(SAME, sort=False):
         sets = dict(list(group.groupby("dataset")))
-        named = dict(zip(keys, values, strict=True))
+        named = dict(zip(SAME, values, strict=True))
         rows += [
             named | {"joint": joint, "single": single} | paired(sets[joint], sets[single])
             for joint in sets if joint in JOINT for single in sets if single not in JOINT
         ]  # fmt: skip
-    return with_findings(rows, [*keys, "joint", "single"])
+    return with_findings(rows, [*SAME, "joint", "single"])
+
+
+def _several_shares(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of models that were trained on a share and on all, with a column share (%)."""
+    joint = longest_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
+    share = joint["dataset"].str.extract(r"@p(\d+)$")[0].astype(float).fillna(100.0)
+    joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
+    return joint[joint.groupby(SAME)["share"].transform("nunique") > 1]
 
 
 def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -131,12 +141,7 @@ def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
     ``ledger``: of `by_tested`. Only seeds that all shares of a model have. A smaller share is
     trained for more epochs, so that all make as many steps.
     """
-    joint = longest_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
-    share = joint["dataset"].str.extract(r"@p(\d+)$")[0].astype(float).fillna(100.0)
-    joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
-    alike = ["recipe", "protocol", "model", "tested"]
-    several = joint.groupby(alike)["share"].transform("nunique") > 1
-    return same_seeds(joint[several], alike, "share")
+    return same_seeds(_several_shares(ledger), SAME, "share")
 
 
 def share_table(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -149,14 +154,41 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on all images with itself trained on the smallest share.
 
     ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, share (the smallest, %),
-    then those of `tables.with_findings`.
+    those of `tables.with_findings`, and seed_spread: the largest difference in mean Dice between
+    two seeds of the model on one share (NaN where no share has two). A gain that is not larger, or
+    that comes from one seed, is no finding.
     """
-    rows, keys = [], ["recipe", "protocol", "model", "tested"]
-    for values, group in with_shares(ledger).groupby(keys, sort=False):
+    rows = []
+    for values, group in with_shares(ledger).groupby(SAME, sort=False):
         shares = dict(list(group.groupby("share")))
-        named = dict(zip(keys, values, strict=True), share=min(shares))
+        named = dict(zip(SAME, values, strict=True), share=min(shares))
         rows.append(named | paired(shares[max(shares)], shares[min(shares)]))
-    return with_findings(rows, [*keys, "share"])
+    table = with_findings(rows, [*SAME, "share"])
+    means = _several_shares(ledger).groupby([*SAME, "share", "seed"])["dice"].mean()
+    spread = means.groupby([*SAME, "share"]).agg(["size", "max", "min"]).query("size > 1")
+    spread = (spread["max"] - spread["min"]).groupby(SAME).max().rename("seed_spread")
+    table = table.merge(spread.reset_index(), "left", SAME)
+    larger = (table["seeds"] > 1) & (table["difference"].abs() > table["seed_spread"])
+    return table.assign(finding=table["finding"].astype(bool) & larger)
+
+
+def format_gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of `share_gains` as text for reading; a gain from one seed has no verdict."""
+    found = format_findings(table)
+    return pd.DataFrame(
+        {
+            **{key: table[key] for key in ("recipe", "protocol")},
+            "model": table["model"].map(model_title),
+            "tested on": table["tested"].map(dataset_title),
+            "smallest share (%)": cells(table, "{:g}", "share"),
+            "Dice with it": cells(table, "{:.3f}", "dice_b"),
+            "Dice with all": cells(table, "{:.3f}", "dice_a"),
+            "gain": found["difference in Dice"],
+            **{key: found[key] for key in ("95 % interval", "seeds", "images", "p (Holm)")},
+            "another seed": cells(table, "±{:.3f}", "seed_spread"),
+            "verdict": found["verdict"].where(table["seeds"] > 1, "one seed: no verdict"),
+        }
+    )
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -189,7 +221,7 @@ def _plot_panel(axes: Axes, table: pd.DataFrame, lines: list[tuple[str, str]]) -
 
 
 def _plot_scores(table: pd.DataFrame, title: str) -> Figure:
-    """Show Dice with 95 % intervals: a panel a test set, a line a label, below its setting.
+    """Show Dice with 95 % intervals: one panel per test set, one line per label below its setting.
 
     ``table``: of `score_table` with columns setting and label. A column paper_dice gives hollow
     diamonds.
@@ -210,9 +242,12 @@ def _plot_scores(table: pd.DataFrame, title: str) -> Figure:
 
 
 def plot_joint(table: pd.DataFrame) -> Figure:
-    """Show `joint_table`: a panel a test set, the paper's Dice as hollow diamonds."""
+    """Show `joint_table`: one panel per test set, the paper's Dice as hollow diamonds."""
     trained = ", ".join(figures.dataset_title(name) for name in dict.fromkeys(table["dataset"]))
-    lines = table.assign(setting=table.apply(figures.training_words, axis=1), label=table["title"])
+    seeds = table["seeds"].map(lambda count: f" ({count} seed{'s' if count > 1 else ''})")
+    lines = table.assign(
+        setting=table.apply(figures.training_words, axis=1), label=table["title"] + seeds
+    )
     return _plot_scores(lines, f"trained on {trained}")
 
 
@@ -254,7 +289,7 @@ def plot_centers(table: pd.DataFrame) -> Figure:
 
 
 def plot_shares(table: pd.DataFrame) -> Figure:
-    """Show `share_table`: Dice against the share of the training images, a panel a test set."""
+    """Show `share_table`: Dice against the share of the training images, one panel per test set."""
     tested = list(dict.fromkeys(table["tested"]))
     figure, panels = plt.subplots(
         1, len(tested), figsize=(6.4 * len(tested), 5.8), squeeze=False, sharey=True

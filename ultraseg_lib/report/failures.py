@@ -1,4 +1,4 @@
-"""Figures of notebook 10: models side by side, Dice by group and size, failures by rule, boundaries, calibration.
+"""Figures of notebook 10: models side by side, Dice by group and size, failures by rule and in common, boundaries, calibration.
 
 Every function returns a matplotlib Figure, or the table behind one, and shows nothing by itself.
 """
@@ -6,6 +6,7 @@ Every function returns a matplotlib Figure, or the table behind one, and shows n
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import cv2
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
 from ultraseg_lib import metrics
@@ -33,7 +35,8 @@ LARGE = "unet_base"
 SETTING = ("dataset", "recipe", "protocol", "epochs", "seed")
 SMALL = 0.05  # share of the image below which a polyp counts as small
 SIZE_CLASSES = 5
-FEW = 10  # images: below this points are drawn, a box would say more than they do
+FEW = 10  # images: below this there are points, no box and no interval
+FAILED = 0.3  # Dice below which an image counts as failed
 SIDES = LinearSegmentedColormap.from_list("sides", ["#542788", "0.5", "#e08214"])  # inside, outside
 BARS = {"inside": "inside the polyp", "outside": "outside the polyp", "lost": "not found (FN)",
         "extra": "painted wrongly (FP)"}  # fmt: skip
@@ -145,7 +148,7 @@ def pick_cases(rules: dict[str, NDArray[np.int64]]) -> dict[str, int | None]:
 def rule_table(
     cases: Cases, rules: dict[str, NDArray[np.int64]], titles: Sequence[str]
 ) -> pd.DataFrame:
-    """Return a row a rule: images it names, their share, the image shown, and each model's Dice on it."""
+    """Return one row per rule: images it names, their share, the image shown, and each model's Dice on it."""
     rows = []
     for rule, shown in pick_cases(rules).items():
         row = {"rule": rule, "images": len(rules[rule]), "share": len(rules[rule]) / len(cases)}
@@ -157,7 +160,7 @@ def rule_table(
 
 
 def case_table(cases: Cases, rows: Sequence[int]) -> pd.DataFrame:
-    """Return a row a shown image: test_set, image_id, center, modality, and the Dice of each run."""
+    """Return one row per shown image: test_set, image_id, center, modality, and the Dice of each run."""
     known = cases.frames.table.iloc[list(rows)][["image_id", "center", "modality"]]
     known.insert(0, "test_set", cases.test_set)
     return known.assign(**{f"Dice of {t}": cases.dice(t)[list(rows)] for t in cases.runs})
@@ -216,7 +219,7 @@ def _wrap(title: str) -> str:
 
 
 def show_comparison(cases: Cases, rows: Sequence[int], title: str) -> Figure:
-    """Show Fig. 3: a line an image, a column a model, found, wrong and lost pixels tinted."""
+    """Show Fig. 3: one line per image, one column per model, found, wrong and lost pixels tinted."""
     columns = ["input", "truth", *cases.runs]
     figure, grid = _pages(len(rows), len(columns))
     for line, row in zip(grid, rows, strict=True):
@@ -234,7 +237,7 @@ def show_comparison(cases: Cases, rows: Sequence[int], title: str) -> Figure:
 def show_failures(
     cases: Cases, picked: dict[str, int | None], titles: Sequence[str], title: str
 ) -> Figure:
-    """Show Fig. 5: a column a rule, the image above the error map of each model in ``titles``."""
+    """Show Fig. 5: one column per rule, the image above the error map of each model in ``titles``."""
     figure, grid = _pages(1 + len(titles), len(picked))
     for column, (rule, row) in zip(grid.T, picked.items(), strict=True):
         column[0].set_title(rule)
@@ -255,7 +258,7 @@ def show_failures(
 
 
 def show_worst(cases: Cases, model: str, count: int = 25) -> Figure:
-    """Show the images with the lowest Dice of a run, worst first: a page of outlines, five a line."""
+    """Show the images with the lowest Dice of a run, worst first: a page of outlines, five per line."""
     rows = np.argsort(cases.dice(model), kind="stable")[:count]
     figure, grid = _pages(-(-len(rows) // 5), 5)
     for axes in grid.flat[len(rows) :]:
@@ -266,6 +269,74 @@ def show_worst(cases: Cases, model: str, count: int = 25) -> Figure:
         axes.set_title(f"{cases.dice(model)[row]:.2f}  {words}", fontsize="small")
     title = f"{model}: the {len(rows)} lowest Dice of {len(cases)}\n{figure_title(cases)}"
     return _finish(figure, "contour", title)
+
+
+def among_worst(cases: Cases, rows: Sequence[int], key: str) -> pd.DataFrame:
+    """Compare how often each center or modality is among some images with how often it is among all.
+
+    ``rows``: of the images. Columns: ``key``, worst and all (images), share_of_worst, share_of_all.
+    """
+    groups = cases.frames.table[key].replace("", "unknown")
+    table = pd.DataFrame(
+        {"worst": groups.iloc[list(rows)].value_counts(), "all": groups.value_counts()}
+    )
+    table = table.fillna(0).astype(int).sort_values("all", ascending=False)
+    shares = (table / table.sum()).add_prefix("share_of_")
+    return table.join(shares).rename_axis(key).reset_index()
+
+
+# --- failures in common -------------------------------------------------------------------------
+
+
+def agreement_table(several: Iterable[Cases], below: float = FAILED) -> pd.DataFrame:
+    """Compare where two models of a test set fail: one row for each model and each other.
+
+    A model fails an image where its Dice is under ``below``. Columns: test_set, model, other,
+    images, spearman (rank correlation of their Dice), failed (images that ``model`` fails), shared
+    (share of these that ``other`` fails too, NaN where there are none), usual (share of all images
+    that ``other`` fails).
+    """
+    rows = []
+    for cases in several:
+        dice = pd.DataFrame({title: cases.dice(title) for title in cases.runs})
+        ranks, fails = dice.corr("spearman"), dice < below
+        rows += [
+            (cases.test_set, model, other, len(cases), ranks.loc[model, other], fails[model].sum(),
+             fails.loc[fails[model], other].mean(), fails[other].mean())
+            for model, other in permutations(dice, 2)
+        ]  # fmt: skip
+    columns = ["test_set", "model", "other", "images", "spearman", "failed", "shared", "usual"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _show_matrix(axes: Axes, table: pd.DataFrame, form: str, title: str) -> None:
+    """Show a table as coloured numbers between 0 and 1."""
+    sns.heatmap(table, annot=True, fmt=form, vmin=0, vmax=1, cmap="cividis", cbar=False, ax=axes,
+                annot_kws={"size": "small"}, linewidths=1)  # fmt: skip
+    axes.set(xlabel="", ylabel="")
+    axes.set_title(title, fontsize="small")
+    axes.tick_params(length=0, labelsize="small")
+    axes.tick_params(axis="x", labelrotation=30)
+    plt.setp(axes.get_xticklabels(), ha="right", rotation_mode="anchor")
+    plt.setp(axes.get_yticklabels(), rotation=0)
+
+
+def plot_agreement(table: pd.DataFrame) -> Figure:
+    """Show `agreement_table`: one line per test set, rank correlations beside failures in common."""
+    by_set, models = table.groupby("test_set", sort=False), table["model"].unique()
+    size = (17, (2.8 + 0.55 * len(models)) * len(by_set))
+    figure, grid = plt.subplots(len(by_set), 2, figsize=size, squeeze=False)
+    for (left, right), (name, part) in zip(grid, by_set, strict=True):
+        square = part.pivot(index="model", columns="other").reindex(models)
+        failed = part.groupby("model")["failed"].first()
+        usual = part.groupby("other")["usual"].first()
+        rows = [f"where {model} fails ({failed[model]})" for model in models]
+        shared = square["shared"][models].set_axis(rows)
+        shared.loc[f"all images ({part['images'].iloc[0]})"] = usual
+        _show_matrix(left, square["spearman"][models], ".2f", "rank correlation of Dice")
+        _show_matrix(right, shared, ".0%", "share of the images that each model fails")
+        left.annotate(dataset_title(name), (0, 1.14), xycoords="axes fraction")
+    return figure
 
 
 # --- Dice by group and by size ------------------------------------------------------------------
@@ -300,10 +371,11 @@ def _levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
     """Average Dice by test set, group and model.
 
-    Columns: test_set, group, model, images, dice, dice_low and dice_high (95 % bootstrap), missed
-    (share of the images with a polyp).
+    Columns: test_set, group, model, images, dice, dice_low and dice_high (95 % bootstrap; NaN below
+    FEW images, of which a bootstrap is too narrow), missed (share of the images with a polyp).
     """
     table = _levels(grouped, ["test_set", "group", "model"])
+    table.loc[table["images"] < FEW, ["dice_low", "dice_high"]] = np.nan
     return table.assign(group=table["group"].str.partition("\n")[0])
 
 
@@ -318,9 +390,9 @@ def _lines_of_panels(groups: dict[str, int], width: int) -> list[list[str]]:
 
 
 def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
-    """Show Fig. 4: the Dice of every image by group and model, a panel a test set.
+    """Show Fig. 4: the Dice of every image by group and model, one panel per test set.
 
-    Boxes; points in groups of less than FEW images.
+    Boxes; points, side by side where they are equal, in groups of fewer than FEW images.
     """
     models = list(grouped["model"].unique())
     by_set = grouped.groupby("test_set", sort=False)
@@ -337,8 +409,8 @@ def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
         few = part.groupby("group")["image_id"].transform("nunique") < FEW
         sns.boxplot(part[~few], order=order, ax=axes, fliersize=3, showmeans=True, meanprops=mean,
                     **style)  # fmt: skip
-        sns.stripplot(part[few], order=order, ax=axes, size=9, dodge=True, jitter=False,
-                      linewidth=1, **style)  # fmt: skip
+        sns.swarmplot(part[few], order=order, ax=axes, size=8, dodge=True, linewidth=1,
+                      warn_thresh=1, **style)  # fmt: skip
         axes.set(xlabel=key, ylabel="Dice of an image", ylim=(-0.03, 1.03))
         axes.set_title(textwrap.fill(dataset_title(name), 18 * groups[name]))
     handles = [Patch(color=model_style(name)[0], label=name) for name in models]
@@ -369,7 +441,7 @@ def plot_dice_by_size(scores: pd.DataFrame, binned: pd.DataFrame, model: str) ->
     for test_set, axes in panels.items():
         points = scores[(scores["model"] == model) & (scores["test_set"] == test_set)]
         points = points[points["area"] > 0]
-        axes.plot(points["size"], points["dice"], "o", ms=5, c="0.75", label=f"{model}, an image")
+        axes.plot(points["size"], points["dice"], "o", ms=5, c="0.75", label=f"{model}, one image")
         for place, name in enumerate(scores["model"].unique()):
             line = binned[(binned["model"] == name) & (binned["test_set"] == test_set)]
             shifted = line["size"] * 1.03**place  # so that error bars do not hide each other
@@ -408,7 +480,7 @@ def boundary_errors(pred: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray
 
 
 def show_boundary_errors(cases: Cases, rows: Sequence[int], title: str, limit: float) -> Figure:
-    """Show maps of boundary errors: a line an image, a column a model, ±``limit`` px in colour."""
+    """Show maps of boundary errors: one line per image, one column per model, ±``limit`` px in colour."""
     names = list(cases.runs)
     figure, grid = plt.subplots(
         len(rows), len(names), figsize=(3 * len(names) + 1.5, 3.1 * len(rows) + 1.4), squeeze=False
@@ -519,7 +591,9 @@ def plot_reliability(table: pd.DataFrame, title: str) -> Figure:
         top.plot(part["prob"], part["polyp"], label=f"{name}: {errors[name]:.3f}", **style)
         bottom.plot(part["prob"], 100 * part["pixels"] / part["pixels"].sum(), **style | {"ms": 7})
     top.set(ylabel="share that is polyp", xlim=(0, 1), ylim=(-0.02, 1.02), title=title)
-    bottom.set(yscale="log", yticks=(0.1, 1, 10, 100), yticklabels=("0.1", "1", "10", "100"))
+    bottom.set(yscale="log", ylim=(None, 150))
+    bottom.yaxis.set_major_locator(LogLocator(numticks=5))
+    bottom.yaxis.set_major_formatter("{x:g}")
     bottom.minorticks_off()
     bottom.set(xlabel="predicted probability of polyp", ylabel="pixels (%)")
     top.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small",
