@@ -73,13 +73,17 @@ def test_threshold_view_renders_frames_with_and_without_a_polyp(maps, threshold)
     assert not plt.get_fignums()
 
 
-def test_distances_are_sorted_and_their_95_percent_is_marked(maps):
+def test_scores_stand_on_the_curves_of_sorted_distances(maps):
     probs, masks = maps
-    pred = probs[1] >= 128
-    right = mf.show_distances(pred, masks[1], {"hd95": 3.0}).axes[1]
-    curve = right.lines[0].get_ydata()
-    assert (np.diff(curve) >= 0).all()
-    assert curve[-1] == pytest.approx(metrics.hausdorff(pred, masks[1]))
+    pred, rng = probs[1] >= 128, np.random.default_rng(0)
+    curves = {"few": rng.random(7), "many": rng.random(50)}
+    scores = {"largest": curves["few"].max(), "P95": np.percentile(curves["many"], 95)}
+    right = mf.show_distances(pred, masks[1], curves, scores, (100, 95)).axes[1]
+    few, many = (line.get_xydata() for line in right.lines[:2])
+    assert (np.diff(few, axis=0) >= 0).all()
+    largest, p95 = (line.get_xydata()[0] for line in right.lines[-2:])
+    assert few[-1] == pytest.approx(largest)
+    assert np.interp(95, *many.T) == pytest.approx(p95[1])
     assert [text.get_text() for text in right.texts] == ["95 %"]
 
 
@@ -89,11 +93,8 @@ def test_boundary_steps_enlarge_one_window(maps):
     assert [axes.images[0].get_array().shape[:2] for axes in steps] == [(32, 32)] + 4 * [(28, 28)]
 
 
-def test_models_stand_by_rank_and_only_those_that_change_theirs_are_coloured():
-    table = pd.DataFrame({"A": [0.70, 0.60], "B": [0.50, 0.65], "C": [0.20, 0.20]}, ["a", "b"])
+def test_a_models_line_is_its_dice_by_definition():
+    table = pd.DataFrame({"A": [0.70, 0.60], "B": [0.50, 0.65]}, ["a", "b"])
     axes = mf.plot_models_by_definition(table, "").axes[0]
-    lines = dict(zip("ABC", axes.lines, strict=True))
-    assert {name: list(line.get_ydata()) for name, line in lines.items()} == {
-        "A": [1, 2], "B": [2, 1], "C": [3, 3],
-    }  # fmt: skip
-    assert lines["C"].get_color() == "0.6" not in (lines["A"].get_color(), lines["B"].get_color())
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.70, 0.60], [0.50, 0.65]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["A", "B"]

@@ -108,7 +108,7 @@ def show_copies(images: Mapping[str, np.ndarray], title: str) -> Figure:
 
 
 def show_pairs(pairs: pd.DataFrame, frames: Mapping[str, Frames], title: str) -> Figure:
-    """Show pairs of images above one another, a column a pair.
+    """Show pairs of images above one another, one column per pair.
 
     ``pairs``: rows of `audit.near_duplicates`, or of `audit.leaks`, whose parts are then told, the
     tested image above; ``frames``: by dataset name.
@@ -136,7 +136,7 @@ def _part_strip(table: pd.DataFrame, parts: pd.Series) -> np.ndarray:
 
 
 def plot_sequences(table: pd.DataFrame, splits: Mapping[str, pd.Series], title: str) -> Figure:
-    """Show the part of each frame, a line a sequence, a panel a split.
+    """Show the part of each frame, one line per sequence, one panel per split.
 
     ``table`` has image_id and sequence, in the order of time; ``splits``: by the panel's title,
     part names with the index image_id.
@@ -159,12 +159,14 @@ def plot_sequences(table: pd.DataFrame, splits: Mapping[str, pd.Series], title: 
 
 
 def plot_copied_dice(scores: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Show the Dice of copied masks (`audit.copied_dice`), a box and its points a split."""
+    """Show the Dice of copied masks (`audit.copied_dice`), one box with its points per split."""
     long = pd.concat([pd.DataFrame({"split": k, "dice": v}) for k, v in scores.items()])
     figure, axes = plt.subplots(figsize=(10, 1.6 + 1.1 * len(scores)))
     sns.boxplot(long, x="dice", y="split", ax=axes, color="white", linecolor="black", fliersize=0)
     sns.stripplot(long, x="dice", y="split", hue="split", ax=axes, size=8, alpha=0.7, legend=False,
                   palette=PALETTE[: len(scores)])  # fmt: skip
-    axes.set(xlabel="Dice of the copied mask, a point a test frame", ylabel="", xlim=(-0.03, 1.03))
+    axes.set(
+        xlabel="Dice of the copied mask, one point per test frame", ylabel="", xlim=(-0.03, 1.03)
+    )
     axes.set_title(title)
     return figure

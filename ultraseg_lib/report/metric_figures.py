@@ -4,6 +4,7 @@ Every function returns a matplotlib Figure and shows nothing by itself.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -19,7 +20,14 @@ from numpy.typing import NDArray
 
 from ultraseg_lib import edges, metrics
 from ultraseg_lib.data import Frames
-from ultraseg_lib.report.figures import PALETTE, PRED, TRUTH, _outline, dataset_title
+from ultraseg_lib.report.figures import (
+    PALETTE,
+    PRED,
+    TRUTH,
+    _outline,
+    dataset_title,
+    model_style,
+)
 from ultraseg_lib.study import RELEASED_BATCH
 
 Window = tuple[slice, slice]
@@ -138,7 +146,9 @@ def show_maps(rows: list[dict[str, NDArray]], title: str) -> Figure:
 def plot_loss_terms(table: pd.DataFrame, title: str) -> Figure:
     """Show the weighted terms of Eq. 5. Columns: form, model, term, loss."""
     forms = list(table["form"].unique())
-    figure, grid = plt.subplots(1, len(forms), figsize=(15, 5.6), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(
+        1, len(forms), figsize=(15, 5.6), sharex=True, sharey=True, squeeze=False
+    )
     for axes, form in zip(grid.flat, forms, strict=True):
         part = table[table["form"] == form]
         sns.barplot(part, y="term", x="loss", hue="model", palette=[BLUE, ORANGE], ax=axes)
@@ -160,7 +170,7 @@ def plot_sigmoids() -> Figure:
     axes.plot(logit, once, lw=4, color=BLUE)
     axes.plot(logit, twice, lw=4, ls="--", color=ORANGE)
     axes.text(8, 0.93, "one sigmoid", color=BLUE, ha="right", va="top")
-    axes.text(8, 0.70, "two sigmoids", color="#8a5a00", ha="right", va="top")
+    axes.text(8, 0.68, "two sigmoids", color="#8a5a00", ha="right", va="top")
     axes.set(xlabel="logit", ylabel="what the loss takes\nfor a probability", ylim=(0, 1))
     return figure
 
@@ -181,35 +191,24 @@ def plot_definitions(table: pd.DataFrame, title: str) -> Figure:
 
 
 def plot_models_by_definition(table: pd.DataFrame, title: str) -> Figure:
-    """Show the rank of several models by definition. Index: definition; a column a model's title.
+    """Show the Dice of several models by definition, one line per model.
 
-    Each mark holds the Dice. The models whose rank changes most, four at most, have a colour.
+    Index: definition; one column per model, named by its title.
     """
-    ranks = table.rank(axis=1, ascending=False, method="first")
-    moves = ranks.max() - ranks.min()
-    moving = moves[moves > 0].nlargest(4).index
-    colours = dict(zip(moving, (BLUE, VERMILION, GREEN, "black"), strict=False))
-    figure, axes = plt.subplots(figsize=(14, 2.2 + 0.7 * len(ranks.columns)))
-    for name, rank in ranks.items():
-        colour = colours.get(name, "0.6")
-        axes.plot(rank.index, rank, lw=4, color=colour, zorder=3 if name in colours else 2)
-        axes.annotate(name, (len(rank) - 1, rank.iloc[-1]), (34, 0), textcoords="offset points",
-                      va="center", size="small", color=colour if name in colours else "0.35")  # fmt: skip
-        for place, dice in zip(rank.items(), table[name], strict=True):
-            box = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": colour, "lw": 2}
-            axes.annotate(f"{dice:.2f}", place, va="center", ha="center", size="small", bbox=box,
-                          zorder=4)  # fmt: skip
-    axes.set(ylabel="rank by “Dice”", yticks=range(1, len(ranks.columns) + 1), title=title)
-    axes.invert_yaxis()
-    axes.margins(x=0.06, y=0.12)
+    figure, axes = plt.subplots(figsize=(15, 7))
+    for name, dice in table.items():
+        colour, marker = model_style(name)
+        axes.plot(dice.index, dice, lw=2.5, marker=marker, ms=9, color=colour, label=name)
+    axes.set(ylabel="“Dice”", title=title)
     axes.tick_params(axis="x", labelsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def plot_batch_drift(table: pd.DataFrame, in_list_order: pd.Series, title: str) -> Figure:
     """Show batch-pooled Dice against batch size.
 
-    ``table``: batch, dice, a row a shuffled order; ``in_list_order``: Dice by batch.
+    ``table``: batch, dice, one row per shuffled order; ``in_list_order``: Dice by batch.
     """
     figure, axes = plt.subplots(figsize=(11, 5.4))
     sizes = [str(size) for size in in_list_order.index]
@@ -260,8 +259,8 @@ def dice_from_counts(tp: NDArray, fp: NDArray, fn: NDArray) -> NDArray[np.float6
 def dice_by_threshold(probs: NDArray[np.uint8], masks: NDArray) -> pd.DataFrame:
     """Return the Dice under the four definitions that depend on a threshold.
 
-    ``probs`` (N, H, W) uint8, ``masks`` (N, H, W). Index: threshold, 1/256 to 255/256; a column a
-    definition.
+    ``probs`` (N, H, W) uint8, ``masks`` (N, H, W). Index: threshold, 1/256 to 255/256; one
+    column per definition.
     """
     tp, fp, fn, tn = (count[1:] for count in count_by_threshold(probs, masks))
     starts = np.arange(0, tp.shape[1], RELEASED_BATCH)
@@ -315,46 +314,61 @@ def to_png(figure: Figure) -> bytes:
 
 
 def show_distances(
-    pred: NDArray[np.bool_], mask: NDArray[np.bool_], scores: dict[str, float]
+    pred: NDArray[np.bool_],
+    mask: NDArray[np.bool_],
+    curves: dict[str, NDArray],
+    scores: dict[str, float],
+    percents: Sequence[float],
 ) -> Figure:
-    """Show both boundaries by their distance to the other, the sorted distances, and scores in px.
+    """Show both boundaries by their distance to the other, and where scores stand among distances.
 
-    ``pred`` and ``mask`` (H, W), neither empty.
+    ``pred`` and ``mask`` (H, W), neither empty. ``curves``: distances (px), any order, by name.
+    ``scores`` (px) by name, each a percentile of one of the curves, at its place in ``percents``.
     """
     rims = [metrics.boundary_pixels(each) for each in (pred, mask)]
     points = [np.argwhere(rim) for rim in rims]
     away = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
-    distances = np.concatenate([away.min(axis=1), away.min(axis=0)])
     rows, columns = np.concatenate(points).T
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), width_ratios=(4, 5))
     left.imshow(mask, cmap="Greys", vmin=0, vmax=5)
-    shown = left.scatter(columns, rows, c=distances, s=22, cmap="cividis", vmin=0, vmax=8)
+    nearest = np.concatenate([away.min(axis=1), away.min(axis=0)])
+    shown = left.scatter(columns, rows, c=nearest, s=22, cmap="cividis", vmin=0, vmax=8)
     left.set_title("grey: truth; dots: both boundaries")
     left.set_axis_off()
     bar = figure.colorbar(shown, ax=left, shrink=0.85, extend="max")
     bar.set_label("distance to the\nother boundary (px)", labelpad=12)
-    share = 100 * np.arange(1, len(distances) + 1) / len(distances)
-    right.plot(share, np.sort(distances), lw=4, color="black")
-    styles = ("-", "--", "-.", ":")
-    for (name, value), colour, style in zip(scores.items(), PALETTE, styles, strict=False):
-        right.axhline(value, lw=3, ls=style, color=colour, label=f"{name}: {value:.1f} px")
-    right.axvline(95, color="0.4", lw=2)
-    right.annotate("95 %", (95, 0.5), (-6, 0), xycoords=("data", "axes fraction"),
-                   textcoords="offset points", ha="right", color="0.4")  # fmt: skip
-    right.set(xlabel="boundary pixels, nearest first (%)", ylabel="distance (px)")
-    right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.92))
+    _plot_sorted(right, curves)
+    for (name, value), percent, colour, marker in zip(
+        scores.items(), percents, PALETTE, "sDo^", strict=False
+    ):
+        label = f"{name}: {value:.1f} px"
+        right.plot(percent, value, marker, ms=12, color=colour, label=label, zorder=3)
+    right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.97))
     return figure
+
+
+def _plot_sorted(axes: Axes, curves: dict[str, NDArray]) -> None:
+    """Plot distances (px) in rising order, as `numpy.percentile` reads them, with 95 % marked."""
+    for (name, distances), colour, style in zip(
+        curves.items(), ("0.6", "black", "0.3"), ("--", "-", ":"), strict=False
+    ):
+        share = np.linspace(0, 100, len(distances))
+        axes.plot(share, np.sort(distances), lw=3, ls=style, color=colour, label=name)
+    axes.axvline(95, color="0.4", lw=1)
+    axes.annotate("95 %", (95, 0.3), (-22, 0), xycoords=("data", "axes fraction"),
+                  textcoords="offset points", ha="right", color="0.4")  # fmt: skip
+    axes.set(xlabel="pixels, nearest first (%)", ylabel="distance (px)")
 
 
 def plot_hausdorff(full: NDArray, p95: NDArray, diagonal: float, title: str) -> Figure:
     """Show the largest boundary distance of each image against its HD95, both (N,) in px."""
     figure, axes = plt.subplots(figsize=(8, 6.4))
-    gone = p95 >= diagonal
+    gone = p95 >= diagonal  # the prediction or the truth is empty
     axes.plot([0, diagonal], [0, diagonal], color="grey", lw=1)
     axes.plot(p95[~gone], full[~gone], "o", ms=10, color=BLUE, alpha=0.7)
     axes.plot(p95[gone], full[gone], "X", ms=14, color=VERMILION, clip_on=False)
     axes.annotate(
-        f"misses and\nfalse alarms: {np.count_nonzero(gone)}", (diagonal, diagonal), (-4, 14),
+        f"one mask empty:\n{np.count_nonzero(gone)} images", (diagonal, diagonal), (-4, 14),
         textcoords="offset points", ha="right", va="bottom", size="small", color=VERMILION,
     )  # fmt: skip
     axes.set(xlabel="HD95 (px)", ylabel="100 % Hausdorff (px)", title=title)
