@@ -201,8 +201,8 @@ def lead_rows(ledger: pd.DataFrame) -> pd.DataFrame:
     """
     others = ("lbunet", "unet_tiny")
     pairs = [("ultraseg_130k", other) for other in others]
-    alike = tables.compare_pairs(external.by_tested(ledger), pairs, external.ALIKE)
-    own = alike[alike["dataset"] == alike["tested"]]
+    scores = tables.own_scores(ledger[ledger["dataset"].isin(BOTH)])
+    own = tables.compare_pairs(external.by_tested(scores), pairs, external.ALIKE)
     own = own.set_index(["recipe", "protocol", "dataset", "baseline"])
     ahead = (own["batch_a"] - own["batch_b"]).sort_index()
     places = pd.MultiIndex.from_product([BOTH, others], names=["dataset", "other"])

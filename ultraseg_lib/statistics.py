@@ -127,7 +127,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return corrected
 
 
-@lru_cache(maxsize=8)  # tables ask for the same draws again and again
+@lru_cache(maxsize=32)  # tables ask for the same draws again and again
 def _draws(shape: tuple[int, int], resamples: int, seed: int) -> list[NDArray[np.uint16]]:
     """How often each resample draws each seed and each image: the weights of its mean."""
     rng = np.random.default_rng(seed)
