@@ -284,11 +284,14 @@ def test_mixed_training_is_compared_on_hospitals_that_neither_has_seen(level):
         ]
 
     joint = [mixed("ultraseg_130k", level + 0.05, name) for name in claims.EXTERNAL]
-    both = [*single("kvasir_seg"), *single("polypgen")]
+    both = [run for name in MIXED for run in single(name)]
     assert decide("mixed_beats_single", *both, *joint).holds is True
+    part = decide("mixed_beats_single", *both[:-2], *joint)  # one single set of four lacks
+    assert part.holds is None
+    assert "not compared with PolypDB alone" in part.evidence
     assert decide("mixed_beats_single", *both, joint[0]).holds is None  # one hospital of two
     assert decide("mixed_beats_single", *both).verdict == "not measured"
-    assert decide("mixed_beats_single", *both, *single("cvc_clinicdb", 0.1), *joint).holds is False
+    assert decide("mixed_beats_single", *both[2:], *single(MIXED[0], 0.1), *joint).holds is False
     home = [rows("ultraseg_130k", level + 0.1), mixed("ultraseg_130k", level)]  # seen in training
     assert decide("mixed_beats_single", *both, *joint, *home).holds is True
 
@@ -362,6 +365,23 @@ def test_whole_sequences_are_drawn_to_judge_inflation():
     assert decide("sequences_do_not_matter", flat[0], flat[1].assign(dice=0.5)).holds is False
 
 
+def test_the_fall_by_video_draws_seeds_as_well():
+    """A level for each seed and nothing else: whole videos alone would give no width."""
+    sequences = claims._sequences()
+    runs = [
+        rows("ultraseg_130k", np.full(len(sequences), dice), name, seeds=1, seed=seed).assign(
+            image_id=sequences["image_id"].to_numpy()
+        )
+        for name in ("cvc_clinicdb", "cvc_clinicdb@sequence") for seed, dice in enumerate((0.7, 0.9))
+    ]  # fmt: skip
+    fall = claims.falls_by_video(pd.concat(runs)).iloc[0]
+    assert fall["difference"] == pytest.approx(0)
+    assert fall["low"] == pytest.approx(-0.2)
+    assert fall["high"] == pytest.approx(0.2)
+    one = claims.falls_by_video(pd.concat([runs[0], runs[2]])).iloc[0]
+    assert one["low"] == pytest.approx(one["high"])
+
+
 def test_hard_frames_are_judged_by_their_own_kind():
     level = np.random.default_rng(0).uniform(0.5, 0.8, 200)
     run = pd.concat(mixed("ultraseg_130k", level, name, seeds=1) for name in claims.EXTERNAL)
@@ -429,7 +449,7 @@ def test_frames_a_second_come_from_the_benchmark(outputs):
     assert slow.holds is None  # another CPU than the paper's
     assert slow.verdict == "undecided"
     for words in (
-        "none of them the paper's",
+        "not refuted on the paper's",
         "50 by plain PyTorch, 200 by OpenVINO",
         "some CPU",
         "profile demo",

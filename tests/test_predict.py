@@ -313,7 +313,11 @@ def test_an_earlier_run_goes_and_pictures_are_whole_or_not_there(
     (images / "b.png").unlink()
     write_frames(images, "a.png", shape=(50, 60))
 
+    write = Path.write_bytes
+
     def full_disk(path: Path, data: bytes) -> int:
+        if ".jpg" in path.name:
+            return write(path, data)  # the mask, which follows the overlay, no longer fits
         with path.open("wb") as file:
             file.write(data[:20])
         raise OSError("no space left")

@@ -37,7 +37,7 @@ def bootstrap_interval(
     Each resample draws seeds with replacement, then images with replacement. The drawn images
     are the same for every drawn seed: an image that is hard for one run is hard for all, so
     runs do not make the test set larger. One seed fewer is drawn than there are: as many would
-    understate the spread between seeds, of two by half (Rao and Wu 1988). With one run only images
+    understate the variance between seeds, of two by half (Rao and Wu 1988). With one run only images
     are drawn. Two or three seeds still show little of that spread: read such an interval as a lower
     bound.
 

@@ -171,12 +171,12 @@ def load_run_data(run: Run, profile: Profile) -> RunData:
     frames = load_frames_of(run.dataset, profile)
     parts = training_parts(frames, run.protocol)
     tests = {name: test_frames(name, profile) for name in test_sets_of(run, profile)}
-    if not sum(map(len, tests.values())):
+    empty = ", ".join(name for name, each in tests.items() if not len(each))
+    if empty or not tests:
         raise ValueError(
-            f"{run.run_id}: no test image; add images, or a dataset that profile {profile.name} tests"
-            f" on: {', '.join(profile.tested)}"
+            f"{run.run_id}: no test image{f' in {empty}' if empty else ''}; add images, or a dataset"
+            f" that profile {profile.name} tests on: {', '.join(profile.tested)}"
         )
-    tests = {name: each for name, each in tests.items() if len(each)}
     keys = frames.table["dataset"] + "/" + frames.table["image_id"]
     keys = keys if run.dataset.partition("@")[0] == "mixed" else frames.table["image_id"]
     split = data.split_hash(pd.Series(frames.table["part"].to_numpy(), keys))

@@ -383,6 +383,10 @@ def _predict_one(
     try:
         _write_picture(drawn_path, drawn)
         _write_picture(path, mask)  # last: no mask stands long without its row
-    except DataError as error:
-        return DataError(f"{shot.file}: {error}")
+    except BaseException as error:  # Ctrl-C and a full disk, too: no picture without its row
+        drawn_path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        if isinstance(error, DataError):
+            return DataError(f"{shot.file}: {error}")
+        raise
     return row

@@ -155,7 +155,8 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
 
     ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, share (the smallest, %),
     those of `tables.with_findings`, and seed_spread: the largest difference in mean Dice between
-    two seeds of the model on one share (NaN where no share has two). A gain that is not larger, or
+    two seeds of the model on one share (NaN where no share has two), as in `ablation.beside_seeds`;
+    it grows with the number of seeds. A gain that is not larger, or
     that comes from one seed, is no finding.
     """
     rows = []
