@@ -10,9 +10,9 @@ echo "== demo study"
 python -m ultraseg_lib study --profile demo
 export OMP_NUM_THREADS=1
 
-echo "== pytest in two halves: what trains or starts programs, and everything else"
+echo "== pytest in two halves: what trains or starts programs (and the claims, for balance), and the rest"
 starting=(tests/test_{ablation,benchmark,command_line,engines,notebooks,study,teaching,training}.py)
-starting+=(tests/test_widgets_in_browser.py)
+starting+=(tests/test_{claims,widgets_in_browser}.py)
 half() {
     local words=("${starting[@]}" -p no:cacheprovider)
     [ "$1" = starting ] || words=("${starting[@]/#/--ignore=}")
