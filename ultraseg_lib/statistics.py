@@ -127,11 +127,16 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return corrected
 
 
+def seeds_drawn(seeds: int) -> int:
+    """Return how many of so many seeds a resample draws: see `bootstrap_interval`."""
+    return max(seeds - 1, 1)
+
+
 @lru_cache(maxsize=32)  # tables ask for the same draws again and again
 def _draws(shape: tuple[int, int], resamples: int, seed: int) -> list[NDArray[np.uint16]]:
     """How often each resample draws each seed and each image: the weights of its mean."""
     rng = np.random.default_rng(seed)
-    draws = (max(shape[0] - 1, 1), shape[1])
+    draws = (seeds_drawn(shape[0]), shape[1])
     return [
         rng.multinomial(drawn, np.full(n, 1 / n), resamples).astype(np.uint16)
         for n, drawn in zip(shape, draws, strict=True)

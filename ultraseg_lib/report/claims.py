@@ -44,7 +44,15 @@ from ultraseg_lib.report.architecture_figures import (
 )
 from ultraseg_lib.report.benchmark_figures import one_core
 from ultraseg_lib.report.figures import PALETTE, dataset_title
-from ultraseg_lib.report.printed import VERDICTS, Counts, Finding
+from ultraseg_lib.report.printed import (
+    FAILS,
+    HOLDS,
+    NOT_MEASURED,
+    UNDECIDED,
+    VERDICTS,
+    Counts,
+    Finding,
+)
 from ultraseg_lib.report.tables import (
     DIFFERENCE,
     GROUP_KEYS,
@@ -56,7 +64,7 @@ from ultraseg_lib.report.tables import (
     own_scores,
     paper_table3,
 )
-from ultraseg_lib.statistics import bootstrap_interval
+from ultraseg_lib.statistics import bootstrap_interval, seeds_drawn
 from ultraseg_lib.training import WEIGHT_COLUMN
 from ultraseg_lib.variants import model_title
 
@@ -352,7 +360,7 @@ def _draw_sequences(scores: pd.DataFrame, rng: np.random.Generator) -> np.ndarra
     sums, sizes = (by_video[name].to_numpy() for name in ("sum", "size"))  # (seeds, videos)
     seeds, videos = (
         rng.multinomial(drawn, np.full(n, 1 / n), 9999)
-        for n, drawn in zip(sums.shape, (max(len(sums) - 1, 1), sums.shape[1]), strict=True)
+        for n, drawn in zip(sums.shape, (seeds_drawn(len(sums)), sums.shape[1]), strict=True)
     )
     return ((seeds @ sums) * videos).sum(axis=1) / ((seeds @ sizes) * videos).sum(axis=1)
 
@@ -833,8 +841,8 @@ def card(row: pd.Series) -> str:
 
 
 MARKS = {  # of a verdict
-    "holds": ("✓", PALETTE[0]), "fails": ("✗", PALETTE[3]), "undecided": ("?", "0.25"),
-    "not measured": ("○", "0.6"), NOT_ASKED: ("–", "0.6"),
+    HOLDS: ("✓", PALETTE[0]), FAILS: ("✗", PALETTE[3]), UNDECIDED: ("?", "0.25"),
+    NOT_MEASURED: ("○", "0.6"), NOT_ASKED: ("–", "0.6"),
 }  # fmt: skip
 
 

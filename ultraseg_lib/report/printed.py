@@ -21,7 +21,7 @@ BOTH = ["UltraSeg-108K", "UltraSeg-130K"]
 SEVERAL = ["polypdb", "polypgen"]  # several centers or modalities
 
 
-VERDICTS = ("holds", "fails", "undecided", "not measured")
+VERDICTS = HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "fails", "undecided", "not measured"
 
 
 class Finding(NamedTuple):
@@ -41,8 +41,8 @@ class Finding(NamedTuple):
     def verdict(self) -> str:
         """Return one of `VERDICTS`."""
         if self.holds is None:
-            return VERDICTS[2] if self.runs or self.covers or self.timed else VERDICTS[3]
-        return VERDICTS[0] if self.holds else VERDICTS[1]
+            return UNDECIDED if self.runs or self.covers or self.timed else NOT_MEASURED
+        return HOLDS if self.holds else FAILS
 
 
 class Counts(NamedTuple):
