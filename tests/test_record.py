@@ -14,7 +14,7 @@ from tools import prose, record
 from ultraseg_lib import __main__ as command_line
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
-from ultraseg_lib.data.splits import MIXED, read_split, split_path
+from ultraseg_lib.data.splits import EXTERNAL, MIXED, read_split, split_path
 from ultraseg_lib.paths import ROOT
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
@@ -117,6 +117,35 @@ def test_leads_are_differences_of_the_tables_beside_the_papers():
     pooled = here[here["dataset"] == "kvasir_seg"].groupby("model")["batch_pooled_dice"].first()
     ahead = pooled["ultraseg_130k"] - pooled["unet_tiny"]
     assert own["own test part, per batch of 4"] == f"{ahead:+.3f}"
+
+
+def test_where_it_is_ahead_is_told_as_the_intervals_have_it():
+    pair = ("models", "trained on", "recipe, epochs, protocol", "seeds")
+    told = {tuple(row[key] for key in pair): row for row in table_of(block("leads_told"))}
+    assert len(told) == 2 * 2 * 2 * 2  # models, rivals, datasets, rules
+    for row in table_of(block("leads")):
+        sides = told.get(tuple(row[key] for key in pair))
+        for name in [dataset_title(each) for each in (*MIXED[:3], *EXTERNAL)] if sides else []:
+            low, high = map(float, re.findall(r"[(o ]([+-]\d\.\d+)", row[name]))
+            side = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
+            assert name in sides[side].split(", ") or 0.0 in (abs(low), abs(high))  # rounded
+
+
+def test_front_page_counts_where_it_is_ahead_on_other_datasets():
+    rules = {"paper": "paper, 100, released", "strong": "strong, "}
+    told = table_of(block("leads_told"))
+    for row in table_of(block("ahead", "README.md")):
+        for recipe, setting in rules.items():
+            same = next(
+                each for each in told
+                if each["models"] == f"UltraSeg-130K − {row['ahead of']}"
+                and each["trained on"] == row["dataset"]
+                and each["recipe, epochs, protocol"].startswith(setting)
+            )  # fmt: skip
+            for side in ("ahead", "behind"):
+                others = set(same[side].split(", ")) - {row["dataset"], "none"}
+                found = re.search(rf"{side} on (\d)", row[f"on other datasets, `{recipe}`"])
+                assert len(others) == (int(found[1]) if found else 0)
 
 
 def test_steps_of_the_ladder_stand_beside_the_printed_ones():

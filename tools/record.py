@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ultraseg_lib import study
@@ -23,6 +24,8 @@ OURS = ("ultraseg_130k", "ultraseg_108k")
 RULES = {"again": ("paper", "released"), "harder": ("strong", "clean")}  # what the front page shows
 BY_RULES = [f"ours, `{recipe}` and `{protocol}`" for recipe, protocol in RULES.values()]
 BOTH = ("kvasir_seg", "cvc_clinicdb")  # trained on by both rules
+SMALL = ("lbunet", "unet_tiny")  # trained on both by both rules, as both UltraSegs
+SIDES = ("ahead", "behind", "undecided")
 
 
 @cache  # every table and card shows some of its rows
@@ -171,72 +174,122 @@ def elsewhere_results(ledger: pd.DataFrame) -> str:
     return markdown_table(head, rows)
 
 
-def leads(ledger: pd.DataFrame) -> str:
+@cache  # for each of the three tables below
+def _leads() -> pd.DataFrame:
+    """Compare each UltraSeg with each other model that was trained alike, on every test set.
+
+    Columns: those of `tables.compare_pairs`, and side: ahead or behind where the interval leaves
+    out zero, else undecided.
+    """
+    pairs = [(ours, other) for ours in OURS for other in MODELS if other not in OURS]
+    ledger = external.by_tested(tables.whole_models(committed_ledger()))
+    table = tables.compare_pairs(ledger, pairs, external.ALIKE)
+    side = np.select([table["low"] > 0, table["high"] < 0], SIDES[:2], SIDES[2])
+    return table.assign(side=side)
+
+
+def _small_leads() -> pd.DataFrame:
+    """Return the rows of `_leads` over the models of `SMALL` by `RULES`."""
+    table = _leads()
+    rules = pd.MultiIndex.from_frame(table[["recipe", "protocol"]]).isin([*RULES.values()])
+    return table[rules & table["baseline"].isin(SMALL)]
+
+
+def _in_order(tested: Iterable[str]) -> list[str]:
+    """Return test sets in the order of the paper's tables, those of hospitals unseen last."""
+    order = (*MIXED, "mixed", *EXTERNAL)
+    return sorted(set(tested), key=lambda name: order.index(name.partition("@")[0]))
+
+
+PAIR = ["model", "baseline", "dataset", "recipe", "epochs", "protocol", "seeds"]
+PAIR_HEAD = ["models", "trained on", "recipe, epochs, protocol", "seeds"]
+
+
+def _pair_cells(key: tuple, group: pd.DataFrame) -> list[object]:
+    names = " − ".join(map(model_title, key[:2]))
+    return [names, dataset_title(key[2]), _setting(group.iloc[0]), key[-1]]
+
+
+def leads() -> str:
     """Return how far each UltraSeg is ahead of the other models that were trained alike.
 
     Per image on every test set; per batch on the own one, where Table 3 has the paper's difference.
     """
-    ledger = external.by_tested(tables.whole_models(ledger))
-    others = [name for name in MODELS if name not in OURS]
-    pairs = [(ours, other) for ours in OURS for other in others]
-    table = tables.compare_pairs(ledger, pairs, external.ALIKE)
-    if table.empty:
-        return "No two models were trained alike yet."
+    table = _leads()
     papers = _papers_levels().set_index(["title", "dataset", "tested"])["paper_dice"]
-    order = (*MIXED, "mixed", *EXTERNAL)
-    tested = sorted(set(table["tested"]), key=lambda name: order.index(name.partition("@")[0]))
-    keys = ["model", "baseline", "dataset", "recipe", "epochs", "protocol", "seeds"]
+    tested = _in_order(table["tested"])
     rows = []
-    for key, group in table.groupby(keys):
+    for key, group in table.groupby(PAIR):
         by_test = group.set_index("tested")
-        titles, own = [*map(model_title, key[:2])], key[2]
-        ours, other = (papers.get((title, own, own), float("nan")) for title in titles)
+        own = key[2]
+        ours, other = (papers.get((model_title(name), own, own), float("nan")) for name in key[:2])
         at_home = (by_test["batch_a"] - by_test["batch_b"]).get(own, float("nan"))
         rows.append([
-            " − ".join(titles), dataset_title(own), _setting(group.iloc[0]), key[-1],
+            *_pair_cells(key, group),
             *(_lead(by_test.loc[name]) if name in by_test.index else "–" for name in tested),
             *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in (at_home, ours - other)),
         ])  # fmt: skip
-    head = ["models", "trained on", "recipe, epochs, protocol", "seeds"]
-    head += [*map(dataset_title, tested), "own test part, per batch of 4", "paper, per batch of 4"]
-    return markdown_table(head, rows)
+    head = [*PAIR_HEAD, *map(dataset_title, tested)]
+    return markdown_table([*head, "own test part, per batch of 4", "paper, per batch of 4"], rows)
+
+
+def leads_told() -> str:
+    """Return on which test sets each UltraSeg is ahead of the models of `SMALL`, by `RULES`."""
+    rows = []
+    for key, group in _small_leads().groupby(PAIR):
+        names = group.set_index("tested")["side"]
+        sides = (_in_order(names.index[names == side]) for side in SIDES)
+        told = (", ".join(map(dataset_title, side)) or "none" for side in sides)
+        rows.append([*_pair_cells(key, group), *told])
+    return markdown_table([*PAIR_HEAD, *SIDES], rows)
 
 
 def _lead(row: pd.Series) -> str:
     return _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}")
 
 
-def lead_rows(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return UltraSeg-130K's lead over two small models: dataset, other, printed, again and harder.
+def lead_rows() -> pd.DataFrame:
+    """Return UltraSeg-130K's lead over the models of `SMALL`: dataset, other, printed, again and harder.
 
     Dice per batch of 4 on the own test part, of the paper and by `RULES` (the seeds that both
-    models have; NaN where not run).
+    models have; NaN where not run). Columns again_elsewhere and harder_elsewhere: on how many of the
+    other test sets it is ahead and behind, per image, in words.
     """
-    others = ("lbunet", "unet_tiny")
-    pairs = [("ultraseg_130k", other) for other in others]
-    scores = tables.own_scores(ledger[ledger["dataset"].isin(BOTH)])
-    own = tables.compare_pairs(external.by_tested(scores), pairs, external.ALIKE)
-    own = own.set_index(["recipe", "protocol", "dataset", "baseline"])
+    table = tables.longest_runs(_small_leads().query("model == @OURS[0] and dataset in @BOTH"))
+    rules = ["recipe", "protocol", "dataset", "baseline"]
+    own = table[table["tested"] == table["dataset"]].set_index(rules)
     ahead = (own["batch_a"] - own["batch_b"]).sort_index()
-    places = pd.MultiIndex.from_product([BOTH, others], names=["dataset", "other"])
+    elsewhere = table[table["tested"] != table["dataset"]].groupby(rules)["side"].apply(_counts)
+    places = pd.MultiIndex.from_product([BOTH, SMALL], names=["dataset", "other"])
     paper = tables.paper_table3().set_index(["dataset", "title"])["paper_dice"]
     printed = [
         paper[name, "UltraSeg-130K"] - paper[name, model_title(other)] for name, other in places
     ]
-    ours = {name: ahead.loc[rules].reindex(places) for name, rules in RULES.items()}
-    return pd.DataFrame({"printed": printed, **ours}, index=places).reset_index()
+    columns = {"printed": printed}
+    for name, rule in RULES.items():
+        columns[name] = ahead.loc[rule].reindex(places)
+        columns[f"{name}_elsewhere"] = elsewhere.loc[rule].reindex(places)
+    return pd.DataFrame(columns, index=places).reset_index()
 
 
-def lead_summary(ledger: pd.DataFrame) -> str:
+def _counts(sides: pd.Series) -> str:
+    counts = ((side, (sides == side).sum()) for side in SIDES[:2])
+    told = [f"{side} on {count}" for side, count in counts if count]
+    return f"{', '.join(told) or 'undecided on all'} of {len(sides)}"
+
+
+def lead_summary() -> str:
     """Return `lead_rows` as a table."""
     rows = [
         [
             dataset_title(row.dataset), model_title(row.other), f"{row.printed:+.3f}",
             *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in (row.again, row.harder)),
+            *("–" if pd.isna(told) else told for told in (row.again_elsewhere, row.harder_elsewhere)),
         ]
-        for row in lead_rows(ledger).itertuples()
+        for row in lead_rows().itertuples()
     ]  # fmt: skip
-    return markdown_table(["dataset", "ahead of", "paper", *BY_RULES], rows)
+    elsewhere = [f"on other datasets, `{recipe}`" for recipe, _ in RULES.values()]
+    return markdown_table(["dataset", "ahead of", "paper", *BY_RULES, *elsewhere], rows)
 
 
 def ladder_steps(ledger: pd.DataFrame) -> pd.DataFrame:

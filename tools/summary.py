@@ -142,7 +142,7 @@ def findings() -> str:
     falls = claims.falls_by_video(tables.own_scores(ledger))
     setting = ["model", "recipe", "protocol"]
     dice = dice_rows().set_index("title")
-    lead = lead_rows(ledger).query("other == 'lbunet'").set_index("dataset")
+    lead = lead_rows().query("other == 'lbunet'").set_index("dataset")
     return FINDINGS.format(
         **_as_the_paper(ledger),
         **_by_protocol(ledger),
