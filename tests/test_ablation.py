@@ -39,7 +39,7 @@ def test_a_difference_that_another_seed_makes_is_no_finding():
         assert chance["title"].tolist() == ["UltraSeg-130K, another seed"]
         table = ablation.beside_seeds(ablation.compare(ledger, pair), chance)
         assert table["label"].tolist() == ["fixed fusion", "UltraSeg-130K, another seed"]
-        assert table["finding"].iloc[0] == finding
+        assert table["finding"].tolist() == [finding, False]
         assert table["seed_spread"].iloc[0] == pytest.approx(-chance["difference"].iloc[0])
     alone = ablation.compare(pd.concat([changed, plain]), pair)
     none = ablation.compare_seeds(plain, ["ultraseg_130k"])

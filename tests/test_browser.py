@@ -205,8 +205,9 @@ def test_a_review_replaces_the_earlier_one_and_is_found_again(cases, outputs):
 def test_a_note_added_later_keeps_what_was_known_and_no_rating_takes_it_back(cases, outputs):
     path, state = browser.review_path("demo", "ada"), State(A)
     browser.save_review(path, state, cases, 3, "", False)
-    noted = browser.save_review(path, state, cases, 3, "missed", True)
-    assert noted[["saw_truth", "note"]].to_numpy().tolist() == [[False, "missed"]]
+    noted = browser.save_review(path, State(A, threshold=0.3), cases, 3, "missed", True)
+    known = ["saw_truth", "threshold", "note"]
+    assert noted[known].to_numpy().tolist() == [[False, state.threshold, "missed"]]
     changed = browser.save_review(path, state, cases, 1, "missed", True)
     assert changed["saw_truth"].tolist() == [True]
     assert browser.save_review(path, state, cases, 0, "missed", True).empty

@@ -378,6 +378,8 @@ def test_the_fall_by_video_draws_seeds_as_well():
     assert fall["difference"] == pytest.approx(0)
     assert fall["low"] == pytest.approx(-0.2)
     assert fall["high"] == pytest.approx(0.2)
+    variant = pd.concat(runs).assign(model="ultraseg_130k+no_boundary_loss")
+    assert claims.falls_by_video(variant)["name"].str.startswith("UltraSeg-130K, no boundary").all()
     one = claims.falls_by_video(pd.concat([runs[0], runs[2]])).iloc[0]
     assert one["low"] == pytest.approx(one["high"])
 

@@ -29,6 +29,22 @@ def notebook(request) -> Path:
     return request.param
 
 
+def test_what_the_user_chose_is_trained_whatever_the_notebook():
+    seventh = notebooks.find_notebooks("07")
+    assert notebooks.grids_needed(seventh, study.load_profile("lite")) == ["distillation"]
+    chosen = study.load_profile("lite", models=["ultraseg_108k", "ultraseg_108k+kd10"])
+    assert notebooks.grids_needed(seventh, chosen) == ["main"]
+    assert notebooks.grids_needed(notebooks.find_notebooks("01"), chosen) == []
+
+
+def test_a_notebook_a_model_shows_runs_with_a_test_part_of_their_own():
+    fourth = notebooks.find_notebooks("04")
+    both = study.load_profile("lite", models=["lbunet"], datasets=["mixed", "kvasir_seg"])
+    shown = [each.parameters["dataset"] for each in notebooks.plan_executions(fourth, both)]
+    assert shown == ["kvasir_seg"]
+    assert notebooks.plan_executions(fourth, replace(both, datasets=["mixed"])) == []
+
+
 def test_it_opens_with_question_gain_and_minutes(notebook):
     first = text(cells(notebook)[0])
     assert first.startswith(f"# {notebook.name[:2]} · ")
@@ -95,8 +111,13 @@ def test_04_shows_of_a_record_what_it_holds(outputs):
     (outputs / "reference").mkdir(parents=True)  # else the committed record is read
     plan = study.load_profile("reference", models=["lbunet", "unet_tiny", "egeunet"])
     planned = study.plan_runs(plan)
-    lbunet, unet = (next(r for r in planned if r.model == m) for m in ("lbunet", "unet_tiny"))
-    held = [lbunet, replace(lbunet, seed=1), replace(unet, dataset="mixed", epochs=40)]
+    lbunet, unet, ege = (next(r for r in planned if r.model == model) for model in plan.models)
+    held = [
+        lbunet,
+        replace(lbunet, seed=1),
+        replace(unet, epochs=40),
+        replace(ege, dataset="mixed"),
+    ]
     for run in held:
         run.folder.mkdir(parents=True)
         (run.folder / "scores.csv").touch()

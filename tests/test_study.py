@@ -84,8 +84,29 @@ def test_a_run_to_show_is_a_finished_one_first(finished_once, outputs):
     other = study.plan_runs(plan)[3]
     shutil.copytree(finished_once / "demo" / "runs" / other.run_id, other.folder)
     assert study.pick_run(plan, "lbunet") == other
-    with pytest.raises(ValueError, match=r"no finished run; do \./run_all\.sh --profile lite"):
+    with pytest.raises(ValueError, match=r"no finished run .*--profile lite"):
         study.pick_run(study.load_profile("lite"), "lbunet")  # hours of training: not unasked
+
+
+def test_a_run_to_show_has_a_test_part_of_its_own(finished_once, outputs, monkeypatch):
+    plan = study.load_profile("demo")
+    other = replace(study.plan_runs(plan)[0], dataset="synthetic@p25")
+    monkeypatch.setattr(study, "finished_runs", lambda profile: [other])
+    lite = study.load_profile("lite")
+    with pytest.raises(ValueError, match="a test part of its own"):
+        study.pick_run(lite, other.model)
+
+
+def test_datasets_are_loaded_once_and_the_absent_are_named(outputs, monkeypatch):
+    plan = replace(
+        study.load_profile("demo"), datasets=["synthetic", "synthetic@center_1", "bkai_igh"]
+    )
+    monkeypatch.setenv("ULTRASEG_DATA", str(outputs))
+    found, missing = study.load_datasets(plan)
+    assert list(found) == ["synthetic"]
+    assert list(missing) == ["bkai_igh"]
+    with pytest.raises(FileNotFoundError, match="BKAI"):
+        study.load_datasets(replace(plan, datasets=["bkai_igh"]))
 
 
 def test_a_record_that_lacks_a_run_is_not_trained(outputs, monkeypatch):

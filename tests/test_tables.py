@@ -82,6 +82,20 @@ def test_levels_count_a_miss_and_average_seeds():
     assert tables.format_main_table(table)["paper"].tolist() == ["–"]
 
 
+def test_scores_on_other_images_are_refused_by_the_names_of_their_runs():
+    one, more = own("lbunet", HIGH), own("lbunet", [*LOW, 0.5], seed=1)
+    with pytest.raises(ValueError, match=f"{more['run_id'].iloc[0]}: scored on different images"):
+        tables.levels(pd.concat([one, more]), tables.GROUP_KEYS)
+    tiny = own("unet_tiny", [*LOW, 0.5])
+    with pytest.raises(ValueError, match=f"{tiny['run_id'].iloc[0]}: scored on different images"):
+        tables.paired(one, tiny)
+
+
+def test_every_model_of_table_3_has_a_look_of_its_own():
+    looks = [figures.model_style(name) for name in study.load_profile("full").models]
+    assert len(set(looks)) == len(looks)
+
+
 def test_two_models_are_compared_on_the_seeds_that_both_have():
     ledger = pd.concat([own("lbunet", HIGH), own("lbunet", LOW, seed=1), own("unet_tiny", LOW)])
     pair = tables.paired_table(ledger).iloc[0]

@@ -145,7 +145,7 @@ def findings() -> str:
     lead = lead_rows().query("other == 'lbunet'").set_index("dataset")
     return FINDINGS.format(
         **_as_the_paper(ledger),
-        **_by_protocol(ledger),
+        **_by_protocol(committed_ledger()),
         **_beside_unet_base(table),
         base=dice["parameters"]["UNet-Base"] / 1e6,
         harder=_on_both(lead["harder"]),
@@ -228,8 +228,10 @@ def _by_protocol(ledger: pd.DataFrame) -> dict[str, Any]:
     runs = ledger[ledger["model"] == "ultraseg_130k"].groupby(["dataset", "recipe", "protocol"])
 
     def ahead(dataset: str, recipe: str, tested: str) -> float:
-        sides = (runs.get_group((dataset, recipe, each)) for each in ("released", "clean"))
-        return tables.paired(*(side[side["test_set"] == tested] for side in sides))["difference"]
+        sides = [runs.get_group((dataset, recipe, each)) for each in ("released", "clean")]
+        sides = [side[side["test_set"] == tested] for side in sides]
+        longest = max(set.intersection(*(set(side["epochs"]) for side in sides)))
+        return tables.paired(*(side[side["epochs"] == longest] for side in sides))["difference"]
 
     own = {
         recipe: _on_both(pd.Series({name: ahead(name, recipe, name) for name in BOTH}))

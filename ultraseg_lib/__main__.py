@@ -258,7 +258,7 @@ def command_run(args: argparse.Namespace) -> int:
         _refuse_frozen(profile)
     chosen = notebooks.find_notebooks(args.only, args.start)
     plan = notebooks.plan_executions(chosen, profile)
-    runs = [] if profile.frozen else plan_grids(profile, notebooks.grids_needed(chosen))
+    runs = [] if profile.frozen else plan_grids(profile, notebooks.grids_needed(chosen, profile))
     if args.force:
         forget(runs, profile)
     unfinished = _train(profile, runs, args.jobs, args.engine) if runs else {}

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ultraseg_lib.grid import GRIDS, Profile, Run
 from ultraseg_lib.paths import NOTEBOOKS, outputs_dir, whole_file
 from ultraseg_lib.provenance import usable_cores
-from ultraseg_lib.study import pick_run
+from ultraseg_lib.study import has_own_test_part, pick_run
 
 GRIDS_OF = {  # the runs that a notebook reads, by its number; the others read the main grid
     1: (), 6: ("main", "ablation"), 7: ("distillation",), 8: ("external",), 12: GRIDS,
@@ -52,9 +52,14 @@ def find_notebooks(only: str | None = None, start: str | None = None) -> list[Pa
     return [path for path in found if first <= number(path) <= last]
 
 
-def grids_needed(notebooks: list[Path]) -> list[str]:
-    """Return the names of the grids whose runs the notebooks read."""
+def grids_needed(notebooks: list[Path], profile: Profile) -> list[str]:
+    """Return the names of the grids whose runs the notebooks read.
+
+    A profile without other grids than the main one, as where the user chose models, has that one.
+    """
     needed = {grid for path in notebooks for grid in GRIDS_OF.get(number(path), ("main",))}
+    if needed and not profile.grids:
+        return ["main"]
     return [grid for grid in GRIDS if grid in needed]
 
 
@@ -77,7 +82,10 @@ def _one_run_a_model(profile: Profile) -> list[Run]:
     if profile.frozen:
         shown = {model: pick_run(profile, model) for model in profile.models}
         return [run for model, run in shown.items() if run.model == model]
-    axes = (profile.datasets, profile.recipes, profile.protocols, [profile.epochs], profile.seeds)
+    datasets = [name for name in profile.datasets if has_own_test_part(name)]
+    if not datasets:
+        return []
+    axes = (datasets, profile.recipes, profile.protocols, [profile.epochs], profile.seeds)
     setting = [axis[0] for axis in axes]
     return [Run(profile.name, model, *setting) for model in profile.models]
 

@@ -62,6 +62,22 @@ RELEASED_BATCH = 4  # the batch over which the released code pools Dice
 # --- frames ---------------------------------------------------------------------------------------
 
 
+def load_datasets(profile: Profile) -> tuple[dict[str, Frames], dict[str, str]]:
+    """Return the frames of the profile's datasets, each once, and why each other is not here.
+
+    Raises FileNotFoundError where none is here.
+    """
+    found, missing = {}, {}
+    for name in dict.fromkeys(each.partition("@")[0] for each in profile.datasets):
+        try:
+            found[name] = load_frames_of(name, profile)
+        except FileNotFoundError as error:
+            missing[name] = str(error)
+    if not found:
+        raise FileNotFoundError("\n".join(missing.values()))
+    return found, missing
+
+
 def load_frames_of(dataset: str, profile: Profile) -> Frames:
     """Return the frames of one dataset at the profile's size, with their split.
 
@@ -121,6 +137,11 @@ def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
     if released:
         return frames.part("train", "val"), frames.part("test")
     return frames.part("train"), frames.part("val")
+
+
+def has_own_test_part(dataset: str) -> bool:
+    """Return whether models of a training set are tested on a part of the same name."""
+    return dataset != "mixed" and not re.search(r"@p\d+$", dataset)
 
 
 def test_sets_of(run: Run, profile: Profile) -> list[str]:
@@ -475,16 +496,20 @@ def tell_missing(profile: Profile, grid: str = "main", most: int = 12) -> str:
 def pick_run(profile: Profile, model: str) -> Run:
     """Return a run of ``model`` to show: a finished one, the profile's own first.
 
-    The demo plans one where none is finished (a minute to train); other profiles show another
-    finished model instead. Raises ValueError where no run is finished.
+    Only runs with a test part of their own: the mixed set and shares of a set have none. The demo
+    plans one where none is finished (a minute to train); other profiles show another finished model
+    instead. Raises ValueError where no such run is finished.
     """
     planned = [run for run in plan_runs(profile) if run.model == model]
-    finished = finished_runs(profile.name)
+    finished = [run for run in finished_runs(profile.name) if has_own_test_part(run.dataset)]
     same = [run for run in finished if run.model == model]
     soon = planned if profile.name == "demo" else []
     for run in [*(run for run in planned if run in same), *same, *soon, *finished]:
         return run
-    raise ValueError(f"no finished run; do ./run_all.sh --profile {profile.name} first")
+    raise ValueError(
+        "no finished run on a dataset with a test part of its own (the mixed set and shares have"
+        f" none); do ./run_all.sh --profile {profile.name} first"
+    )
 
 
 def read_probs(run: Run, test_set: str, profile: Profile | None = None) -> np.ndarray:

@@ -107,7 +107,7 @@ def beside_seeds(table: pd.DataFrame, chance: pd.DataFrame) -> pd.DataFrame:
     table = table.assign(
         finding=table["finding"].astype(bool) & larger, seed_spread=spread, chance=False
     )
-    same = chance.merge(pd.concat(sides).drop_duplicates()).assign(chance=True)
+    same = chance.merge(pd.concat(sides).drop_duplicates()).assign(chance=True, finding=False)
     joined = pd.concat([table, same], ignore_index=True) if len(same) else table
     return joined.assign(label=joined.get("label", joined["title"]).fillna(joined["title"]))
 

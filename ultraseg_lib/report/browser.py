@@ -287,7 +287,7 @@ def save_review(
     """Write the rating (1 to 5; 0 takes it back) and note of the shown case; return all ratings.
 
     ``saw_truth``: whether the reviewer has seen the true mask; a note that is added to a rating
-    later does not change what was known when it was given. Raises ValueError for another rating.
+    later does not change what was known, and at which threshold, when it was given. Raises ValueError for another rating.
     """
     if rating not in range(6):
         raise ValueError(f"rating: found {rating!r}; it is 1 to 5, or 0 for none")
@@ -295,12 +295,12 @@ def save_review(
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.stem}.lock")):  # a reviewer may have two windows
         reviews = read_reviews(path)
-        earlier = find_review(reviews, state, cases)
+        earlier, threshold = find_review(reviews, state, cases), state.threshold
         if earlier and earlier["rating"] == rating:
-            saw_truth = earlier["saw_truth"]
+            saw_truth, threshold = earlier["saw_truth"], earlier["threshold"]
         table = reviews[~(reviews[REVIEW_KEYS] == key).all(axis=1)]
         if rating:
-            row = [*key, state.threshold, saw_truth, rating, note, now()]
+            row = [*key, threshold, saw_truth, rating, note, now()]
             added = pd.DataFrame([row], columns=REVIEW_COLUMNS)
             table = pd.concat([table, added], ignore_index=True) if len(table) else added
         with whole_file(path) as temporary:

@@ -345,7 +345,7 @@ def falls_by_video(scores: pd.DataFrame) -> pd.DataFrame:
             change = parts[0]["dice"].mean() - parts[1]["dice"].mean()
             drawn = np.subtract(*(_draw_sequences(part, rng) for part in parts))
             seeds = min(part["seed"].nunique() for part in parts)
-            name = f"{MODELS[key[-1]].title}, {key[0]} {key[1]} e{key[2]}, seeds: {seeds}, the Dice falls by"
+            name = f"{model_title(key[-1])}, {key[0]} {key[1]} e{key[2]}, seeds: {seeds}, the Dice falls by"
             interval = np.quantile(drawn, [0.025, 0.975])
             rows.append((*key[:3], name, "cvc_clinicdb", key[3], change, *interval, seeds >= SEEDS))
     return pd.DataFrame(rows, columns=[*keys[:3], *JUDGED])
@@ -638,9 +638,8 @@ def _on_unseen(ledger: pd.DataFrame, pair: tuple[str, str]) -> tuple[pd.DataFram
 
     As in Table 6: training on one hospital's images is not what the paper speaks of there.
     """
-    ledger = ledger[ledger["dataset"] == "mixed"]
-    table = compare_pairs(external.by_tested(ledger), [pair], external.ALIKE)
-    table = _longest(table[table["tested"].isin(EXTERNAL)])
+    ledger = ledger[(ledger["dataset"] == "mixed") & ledger["test_set"].isin(EXTERNAL)]
+    table = _longest(compare_pairs(external.by_tested(ledger), [pair], external.ALIKE))
     names = [f"{dataset_title(row.tested)}, seeds: {row.seeds}," for row in table.itertuples()]
     judged = table.assign(name=names, dataset=table["tested"], enough=table["seeds"] >= SEEDS)
     return judged, _runs_of(ledger, table)
@@ -669,7 +668,7 @@ def _judge_hard(
 ) -> Finding:
     """Decide what section 4.8 says of frames with ``several`` polyps, and of the ``large`` quarter.
 
-    UltraSeg-130K of the mixed set, longest training, on the unseen sets. ``measure``: from a kind's
+    UltraSeg-130K of the mixed set, longest training of all recipes, on the unseen sets. ``measure``: from a kind's
     frames with all plain ones, and which are of the kind, to a number with its interval; ``what``
     names it.
     """

@@ -31,6 +31,7 @@ STYLES = {  # colour and marker: a model looks alike in every figure, UltraSeg i
     "lbunet": (PALETTE[0], "D"), "egeunet": (PALETTE[9], "^"), "unet_tiny": (PALETTE[2], "v"),
     "unet_small": (PALETTE[5], "<"), "unet_light": (PALETTE[6], ">"), "unet_base": ("black", "P"),
     "ultraseg_500k": (PALETTE[4], "p"), "mobileunet": (PALETTE[8], "h"),
+    "fastscnn": ("#8a5a00", "*"), "unet_medium": (PALETTE[7], "d"),
 }  # fmt: skip
 
 

@@ -59,8 +59,19 @@ def same_seeds(ledger: pd.DataFrame, alike: Sequence[str], compared: str) -> pd.
 
 
 def dice_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the Dice of one model in one setting as a table (seeds, images)."""
-    return scores.pivot(index="seed", columns=["test_set", "image_id"], values="dice")
+    """Return the Dice of one model in one setting as a table (seeds, images).
+
+    Raises ValueError where the seeds were not scored on the same images.
+    """
+    table = scores.pivot(index="seed", columns=["test_set", "image_id"], values="dice")
+    if table.isna().any(axis=None):
+        raise ValueError(_other_images(scores))
+    return table
+
+
+def _other_images(scores: pd.DataFrame) -> str:
+    names = ", ".join(sorted(scores["run_id"].unique()))
+    return f"{names}: scored on different images; restore the images, or do the older runs anew (--force)"
 
 
 def error_bars(table: pd.DataFrame) -> np.ndarray:
@@ -123,12 +134,15 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
     Keys: PAIRED, where dice and batch (batch_pooled_dice) are means of either side on those seeds,
     difference is the mean Dice one - other, low and high its 95 % bootstrap interval over images
-    and seeds, p that of the sign-flip test (see `statistics.paired_test`).
+    and seeds, p that of the sign-flip test (see `statistics.paired_test`). Raises ValueError where
+    the images differ.
     """
     a, b = dice_by_seed(one), dice_by_seed(other)
     seeds = a.index.intersection(b.index)
     if seeds.empty:
         return {}
+    if set(a.columns) != set(b.columns):
+        raise ValueError(_other_images(pd.concat([one, other])))
     a, b = a.loc[seeds].to_numpy(), b.loc[seeds, a.columns].to_numpy()
     batch = (x.loc[x["seed"].isin(seeds), "batch_pooled_dice"].mean() for x in (one, other))
     values = (*a.shape, a.mean(), b.mean(), *batch, *paired_test(a, b))
