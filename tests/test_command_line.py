@@ -165,6 +165,9 @@ def test_script_refuses_an_old_python(tmp_path):
         (["study", "--only", "lbunet-my_own-strong-clean-e1-s0"], "'my_own'"),
         (["study", "--grid", "ablation", "--models", "lbunet"], "leave --grid out"),
         (["study", "--engine", "ray", "--jobs", "2"], "leave it out"),
+        (["study", "--only", "unet_tiny-synthetic-strong-clean-e9-s0", "--epochs", "2"], "epochs"),
+        (["study", "--models", "lbunet+fusion_fixed"], "variant of lbunet"),
+        (["run", "--only", "03", "--from", "05"], "give one of them"),
     ],
 )
 def test_commands_refuse_bad_input_in_one_line(words, reason, capsys, outputs):
@@ -286,6 +289,24 @@ def test_data_lists_what_is_there_and_where_to_get_the_rest(kvasir, monkeypatch,
     assert "kvasir_seg         3 pairs" in told
     assert "polypgen" in told
     assert "missing; get it from https://" in told
+
+
+def test_a_missing_package_hides_no_other_finding(capsys, monkeypatch, outputs):
+    monkeypatch.setitem(sys.modules, "ultraseg_lib.data", None)  # as where one of its imports fails
+    assert main(["check"]) == 1
+    told = capsys.readouterr().out
+    assert "not looked at" in told
+    assert "numpy" in told
+    assert "outputs" in told
+
+
+@pytest.mark.parametrize("command", ["study", "run"])
+def test_force_loses_nothing_when_the_engine_cannot_start(command, monkeypatch, capsys, outputs):
+    monkeypatch.setattr("ultraseg_lib.study.forget", lambda *_: pytest.fail("removed"))
+    assert main([command, "--force", "--engine", "ray", "--jobs", "2"]) == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([command, "--force", "--engine", "ray"]) == 2
+    assert "[cluster]" in capsys.readouterr().err
 
 
 def test_check_passes_here_and_finds_a_fault(capsys, monkeypatch, outputs):

@@ -14,6 +14,7 @@ import pytest
 
 from ultraseg_lib import engines, study
 from ultraseg_lib.__main__ import main
+from ultraseg_lib.grid import with_teachers
 from ultraseg_lib.paths import ROOT
 
 
@@ -41,6 +42,19 @@ def test_a_student_alone_brings_its_teacher(outputs, monkeypatch):
     assert main(["study", "--only", student, "--force"]) == 0
     assert [run.model for run in planned] == ["ultraseg_500k", "unet_tiny+kd10"]
     assert [run.run_id for run in forgotten] == [student]
+
+
+def test_force_removes_no_student_of_a_teacher_that_is_no_longer_the_same(outputs, capsys):
+    student = study.parse_run_id("demo", "unet_tiny+kd10-synthetic-strong-clean-e2-s0")
+    plan = study.load_profile("demo", epochs=2)
+    teacher = with_teachers([student], plan)[0]
+    for run in (teacher, student):
+        run.folder.mkdir(parents=True)
+        (run.folder / "scores.csv").touch()
+        (run.folder / "config.json").write_text('{"inputs": {"images": {"size": 1}}}')
+    assert main(["study", "--only", student.run_id, "--force"]) == 2
+    assert f"{teacher.run_id}" in capsys.readouterr().err
+    assert student.is_complete
 
 
 def test_a_student_of_a_failed_teacher_fails_with_its_name(outputs):

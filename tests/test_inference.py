@@ -39,7 +39,8 @@ def test_each_rewrite_alone_changes_nothing(rewrite):
 @pytest.mark.parametrize(
     "variants",
     [{"edb": "as_written"}, {"edb": "none"}, {"fusion": "fixed"},
-     {"channels": (16, 32, 96, 128, 192)}, {"out_channels": 2}],
+     {"channels": (16, 32, 96, 128, 192)}, {"channels": (24, 48, 96, 128, 192)},
+     {"out_channels": 2}],
     ids=str,
 )  # fmt: skip
 def test_every_variant_has_an_exact_form(variants):

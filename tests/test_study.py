@@ -228,6 +228,23 @@ def test_a_stray_folder_among_the_runs_is_passed_over_by_name(finished):
         assert len(study.finished_runs("demo")) == len(study.plan_runs(finished))
 
 
+@pytest.mark.parametrize("name", ["config.json", "scores.csv"])
+def test_a_broken_file_of_a_run_is_named_with_the_way_out(finished_once, outputs, name):
+    run = study.plan_runs(tiny_plan())[0]
+    shutil.copytree(finished_once / "demo" / "runs" / run.run_id, run.folder)
+    (run.folder / name).write_text("")
+    read = {"config.json": study.read_config, "scores.csv": study.read_scores}[name]
+    with pytest.raises(ValueError, match=f"{name}: cannot be read .* remove its folder"):
+        read(run)
+
+
+def test_a_broken_history_is_no_progress(outputs):
+    run = study.plan_runs(tiny_plan())[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "history.csv").touch()
+    assert study.epochs_done(run) == 0
+
+
 def test_a_half_written_run_is_no_run(outputs):
     folder = outputs / "demo" / "runs" / ".lbunet-synthetic-strong-clean-e1-s0.77.tmp"
     folder.mkdir(parents=True)

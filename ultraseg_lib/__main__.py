@@ -1,6 +1,7 @@
 """The command line: ``python -m ultraseg_lib check | data | study | run | bench | predict | …``."""
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -183,20 +184,29 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
     """Say what is done, what will run and how long it may take, then run it; return the failures."""
     from ultraseg_lib.engines import default_jobs, estimate, run_study, runs_to_do
 
-    if jobs and engine == "ray":
-        raise ValueError(
-            "--jobs: the ray cluster decides how many runs go side by side; leave it out"
-        )
     todo = runs_to_do(profile, runs)
     print(f"study {profile.name}: {len(runs)} runs, {len(runs) - len(todo)} done", flush=True)
     for run in todo:
         print(f"  to run: {run.run_id}", flush=True)
     if todo and engine == "local":
-        print(f"  {estimate(profile, todo, jobs or default_jobs(len(todo)))}", flush=True)
+        side_by_side = min(jobs or default_jobs(len(todo)), len(todo))
+        print(f"  {estimate(profile, todo, side_by_side)}", flush=True)
     failures = run_study(profile, todo, jobs, engine)
     for run_id, reason in failures.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
     return failures
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    """Raise ValueError where the engine that was asked for cannot start, before anything is lost."""
+    if args.engine != "ray":
+        return
+    if args.jobs:
+        raise ValueError(
+            "--jobs: the ray cluster decides how many runs go side by side; leave it out"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("--engine ray: Ray is not here; .venv/bin/pip install -e '.[cluster]'")
 
 
 def _refuse_frozen(profile: "Profile") -> None:
@@ -208,11 +218,17 @@ def _refuse_frozen(profile: "Profile") -> None:
 
 def command_study(args: argparse.Namespace) -> int:
     """Train and score what the ledger lacks."""
+    from ultraseg_lib.engines import runs_to_do
     from ultraseg_lib.grid import GRIDS, check_datasets, parse_run_id, plan_grids, with_teachers
     from ultraseg_lib.study import forget
 
+    _check_engine(args)
     profile = _profile(args)
     _refuse_frozen(profile)
+    names = ("grid", "models", "datasets", "seeds", "epochs", "recipes", "protocols")
+    given = [name for name in names if getattr(args, name) is not None]
+    if args.only and given:
+        raise ValueError(f"--only: its name says the {', '.join(given)}; leave these options out")
     only = [parse_run_id(profile.name, args.only)] if args.only else []
     check_datasets(run.dataset for run in only)
     runs = with_teachers(only, profile) or plan_grids(profile, args.grid or GRIDS)
@@ -222,7 +238,11 @@ def command_study(args: argparse.Namespace) -> int:
             " given make a plan of their own: leave --grid out"
         )
     if args.force:
-        forget(only or runs, profile)
+        anew = only or runs
+        runs_to_do(
+            profile, [run for run in runs if run not in anew]
+        )  # a teacher's fault is told first
+        forget(anew, profile)
     failures = _train(profile, runs, args.jobs, args.engine)
     if only and not failures:
         _tell_band(only[0])
@@ -253,6 +273,7 @@ def command_run(args: argparse.Namespace) -> int:
     from ultraseg_lib import notebooks
     from ultraseg_lib.study import forget, plan_grids
 
+    _check_engine(args)
     profile = _profile(args)
     if args.force:
         _refuse_frozen(profile)

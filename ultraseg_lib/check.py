@@ -98,4 +98,12 @@ def check() -> list[Finding]:
     """Look at Python, packages, OpenCV's libraries, GPU, kernel, disk and data; change nothing."""
     packages = [_package(name, wanted) for name, wanted in pinned_versions().items()]
     looks: tuple[Callable[[], Finding], ...] = (_opencv, _gpu, _kernel, _outputs, _data)
-    return [_python(), *packages, *(look() for look in looks)]
+    return [_python(), *packages, *map(_finding, looks)]
+
+
+def _finding(look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except ImportError as error:  # one missing package must not hide the other findings
+        name = look.__name__.strip("_")
+        return Finding(name, f"not looked at: {error}", "mend what is wrong above")

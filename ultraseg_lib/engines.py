@@ -67,7 +67,7 @@ def run_study(
 
         pool = RayPool(profile)
     else:
-        pool = LocalPool(profile, jobs or default_jobs(len(todo)))
+        pool = LocalPool(profile, min(jobs or default_jobs(len(todo)), len(todo)))
     with pool:
         return _Schedule(profile, todo).work_through(pool)
 

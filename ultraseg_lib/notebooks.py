@@ -44,6 +44,8 @@ def find_notebooks(only: str | None = None, start: str | None = None) -> list[Pa
     """Return the notebooks in order: all, the one numbered ``only``, or those from ``start`` on."""
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     numbers = [number(path) for path in found]
+    if only and start:
+        raise ValueError("--only and --from: give one of them")
     for option, value in (("--only", only), ("--from", start)):
         if value is not None and (not value.isdigit() or int(value) not in numbers):
             known = ", ".join(f"{each:02d}" for each in numbers)

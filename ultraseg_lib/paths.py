@@ -50,15 +50,20 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; it takes the place of ``path`` only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, aside = (path.with_name(f".{path.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
+    for each in (temporary, aside):
+        shutil.rmtree(each, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            os.replace(path, aside)
         os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
+        for each in (temporary, aside):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

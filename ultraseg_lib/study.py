@@ -240,7 +240,19 @@ def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
 
 def read_config(run: Run) -> dict[str, Any]:
     """Return the ``config.json`` of a complete run."""
-    return json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    with _named(run.folder / "config.json") as path:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[Path]:
+    """Say which file of a finished run is broken, and what to do."""
+    try:
+        yield path
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); remove its folder to do the run anew"
+        ) from error
 
 
 def read_scores(run: Run) -> pd.DataFrame:
@@ -250,7 +262,8 @@ def read_scores(run: Run) -> pd.DataFrame:
 
 def _read_scores(folder: Path) -> pd.DataFrame:
     text = dict.fromkeys(("run_id", "test_set", "image_id", "center", "modality"), str)
-    return pd.read_csv(folder / "scores.csv", dtype=text, keep_default_na=False)
+    with _named(folder / "scores.csv") as path:
+        return pd.read_csv(path, dtype=text, keep_default_na=False)
 
 
 def check_complete(run: Run, profile: Profile) -> None:
@@ -434,7 +447,10 @@ def epochs_done(run: Run) -> int:
     if run.is_complete:
         return run.epochs
     path = run.folder / "history.csv"
-    return len(pd.read_csv(path)) if path.exists() else 0
+    try:
+        return len(pd.read_csv(path)) if path.exists() else 0
+    except ValueError:  # empty or broken: the run itself will say so
+        return 0
 
 
 def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:

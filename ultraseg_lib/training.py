@@ -5,6 +5,7 @@ Three recipes: ``paper`` is section 4.1; ``strong`` is ours, the same model trai
 the epoch's number, so a resumed run equals an unbroken one.
 """
 
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -352,7 +353,10 @@ class Trainer:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True, map_location=pick_device())
+        try:
+            state = torch.load(path, weights_only=True, map_location=pick_device())
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: broken; remove it to train the run anew") from error
         check_same_inputs(state["inputs"], self.inputs, path)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])

@@ -3,6 +3,7 @@
 ``ultraseg_130k+fusion_fixed`` names a variant of a model wherever a run's model is named.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,13 +49,15 @@ PLAIN = Variant("")
 def find_variant(name: str) -> tuple[str, Variant]:
     """Split ``model`` or ``model+variant`` into the model's name and its variant.
 
-    Raises ValueError, with the valid names, for an unknown model or variant.
+    Raises ValueError, with the valid names, for an unknown model or a variant that it does not have.
     """
     model, _, chosen = name.partition("+")
     find_model(model)
     if "+" not in name:
         return model, PLAIN
-    check_choice(f"variant of {model}", chosen, VARIANTS)
+    takes = set(inspect.signature(find_model(model).build).parameters)
+    known = [name for name, variant in VARIANTS.items() if takes.issuperset(variant.model)]
+    check_choice(f"variant of {model}", chosen, known)
     return model, VARIANTS[chosen]
 
 

@@ -304,7 +304,8 @@ class ExactUltraSeg(nn.Module):
         if "decoder" in rewrites:
             for name in ("decoder4", "decoder3", "decoder2"):
                 setattr(self, name, ExactDecoder(getattr(self, name)))
-            self.decoder1 = ExactDecoder(model.decoder1, model.head)
+            if isinstance(model.decoder1.fusion.adaptor, nn.Identity):  # else no head folds into it
+                self.decoder1 = ExactDecoder(model.decoder1, model.head)
 
     def forward(self, image: Tensor) -> Prediction:
         skip1 = self.encoder1(image)  # (N, c1, H/2, W/2)
