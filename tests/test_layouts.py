@@ -21,6 +21,18 @@ def test_kvasir_is_found_below_other_folders(kvasir, tmp_path):
     assert (table["modality"] == "WLI").all()
 
 
+def test_linked_folders_are_searched_and_a_loop_ends(kvasir, tmp_path):
+    disk, root = tmp_path / "disk", tmp_path / "raw"
+    shutil.move(kvasir() / "Kvasir-SEG", disk / "sets" / "Kvasir-SEG")
+    root.mkdir()
+    (root / "mounted").symlink_to(disk)
+    (disk / "back").symlink_to(disk)
+    assert len(find_dataset("kvasir_seg", root).table) == 3
+    (root / "mounted").unlink()
+    (root / "kvasir-seg").symlink_to(disk / "sets" / "Kvasir-SEG")
+    assert len(find_dataset("kvasir_seg", root).table) == 3
+
+
 def test_a_folder_named_by_the_user_is_the_dataset_itself(kvasir):
     assert len(find_dataset("kvasir_seg", kvasir() / "Kvasir-SEG").table) == 3
 

@@ -8,6 +8,7 @@ dataset's folders look stands in ``catalog.yaml``.
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -105,10 +106,22 @@ def _owners(folder: Path) -> list[str]:
     return [key for key, entry in catalog().items() if name.startswith(entry.get("folder", "/"))]
 
 
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Walk as `os.walk`, without the files; linked folders are entered as well, each folder once."""
+    seen = set()
+    for parent, names, _ in os.walk(root, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        yield parent, names
+
+
 def _folders(root: Path) -> list[Path]:
     """Return ``root`` and the folders below it, without those inside a closed dataset."""
     found = []
-    for parent, names, _ in os.walk(root):
+    for parent, names in _walk(root):
         folder = Path(parent)
         closed = any(catalog()[owner].get("closed") for owner in _owners(folder))
         deepest = closed or len(folder.relative_to(root).parts) >= MAX_DEPTH
@@ -305,7 +318,7 @@ def look_for_datasets(root: Path) -> dict[str, FoundDataset]:
         raise FileNotFoundError(
             f"data folder {root} not found; pass --data DIR or set ULTRASEG_DATA"
         )
-    times = tuple((parent, os.stat(parent).st_mtime_ns) for parent, _, _ in os.walk(root))
+    times = tuple((parent, os.stat(parent).st_mtime_ns) for parent, _ in _walk(root))
     found = _look_for_all(root, times)
     return {name: replace(each, table=each.table.copy()) for name, each in found.items()}
 
