@@ -265,6 +265,17 @@ def test_a_repeat_out_of_the_band_is_told(tmp_path):
     assert table["within"]["etis_larib"]  # and allowed elsewhere
 
 
+def test_a_share_of_a_set_is_held_to_the_band_of_its_own_test_part(tmp_path, monkeypatch):
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path))
+    name = "lbunet-kvasir_seg@p50-strong-clean-e1-s0"
+    for folder, dice in ((tmp_path / "reference" / "runs" / name, 0.8), (tmp_path / name, 0.77)):
+        folder.mkdir(parents=True)
+        row = {"test_set": ["kvasir_seg", "etis_larib"], "image_id": "a", "dice": dice}
+        pd.DataFrame(row).to_csv(folder / "scores.csv", index=False)
+    table = study.compare_with_record(tmp_path / name).set_index("test_set")
+    assert table["within"].to_dict() == {"kvasir_seg": False, "etis_larib": True}
+
+
 def test_the_command_that_repeats_a_run_says_how_far_it_is(capsys):
     """`study --only` on a run that is there already: nothing to train, the verdict is told."""
     run = study.parse_run_id("reference", "ultraseg_130k-kvasir_seg-strong-clean-e100-s0")

@@ -578,7 +578,8 @@ def compare_with_record(folder: Path) -> pd.DataFrame:
     has no such run.
     """
     committed = parse_run_id("reference", folder.name)
-    own = MIXED if committed.dataset == "mixed" else (committed.dataset,)
+    trained_on = re.sub(r"@p\d+$", "", committed.dataset)  # a share is tested as the whole set is
+    own = MIXED if trained_on == "mixed" else (trained_on,)
     first, again = _read_scores(committed.folder), _read_scores(folder)
     both = first.merge(again, on=["test_set", "image_id"], validate="1:1")
     rows = []
