@@ -167,7 +167,7 @@ def _on_both(values: pd.Series) -> str:
 
 def _as_the_paper(ledger: pd.DataFrame) -> dict[str, Any]:
     """Say how near the runs close to the paper's rules are to its Table 3, and to its Table 5's signs."""
-    again = ledger[(ledger[["recipe", "protocol"]] == RULES["again"]).all(axis=1)]
+    again = ledger[(ledger[["recipe", "protocol"]] == [*RULES["again"]]).all(axis=1)]
     levels = tables.main_table(tables.whole_models(again)).dropna(subset="paper_dice")
     apart = (levels["batch_pooled_dice"] - levels["paper_dice"]).abs()
     row = levels.loc[apart.idxmax()]
