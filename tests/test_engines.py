@@ -99,9 +99,8 @@ def kill_when(find, deadline: float = 60) -> threading.Thread:
 
 
 def test_a_killed_process_fails_its_run_only_and_the_run_goes_on(outputs, monkeypatch):
-    monkeypatch.setattr(
-        engines, "usable_cores", lambda: 1
-    )  # threads wait for each other under load
+    # One thread a run: two wait for each other where other programs run.
+    monkeypatch.setattr(engines, "usable_cores", lambda: 1)
     plan = tiny_plan(epochs=30)  # it must not end before it is killed
     victim, other = study.plan_runs(plan)
     pids = {}

@@ -52,11 +52,11 @@ def find_variant(name: str) -> tuple[str, Variant]:
     Raises ValueError, with the valid names, for an unknown model or a variant that it does not have.
     """
     model, _, chosen = name.partition("+")
-    find_model(model)
+    info = find_model(model)
     if "+" not in name:
         return model, PLAIN
-    takes = set(inspect.signature(find_model(model).build).parameters)
-    known = [name for name, variant in VARIANTS.items() if takes.issuperset(variant.model)]
+    takes = set(inspect.signature(info.build).parameters)
+    known = [each for each, variant in VARIANTS.items() if takes.issuperset(variant.model)]
     check_choice(f"variant of {model}", chosen, known)
     return model, VARIANTS[chosen]
 

@@ -668,9 +668,9 @@ def _judge_hard(
 ) -> Finding:
     """Decide what section 4.8 says of frames with ``several`` polyps, and of the ``large`` quarter.
 
-    UltraSeg-130K of the mixed set, longest training of all recipes, on the unseen sets. ``measure``: from a kind's
-    frames with all plain ones, and which are of the kind, to a number with its interval; ``what``
-    names it.
+    UltraSeg-130K of the mixed set, longest training of all recipes, on the unseen sets.
+    ``measure``: from a kind's frames with all plain ones, and which are of the kind, to a number
+    with its interval; ``what`` names it.
     """
     wanted = (
         "model == 'ultraseg_130k' and dataset == 'mixed' and test_set in @EXTERNAL and area > 0"
