@@ -161,6 +161,15 @@ def test_a_folder_of_ones_own_gives_the_dataset_its_name(tmp_path):
     assert len(find_dataset("my_clinic_2024", tmp_path / "data").table) == 1
 
 
+def test_own_masks_of_other_names_are_said_and_pictures_alone_are_not(tmp_path):
+    base = tmp_path / "clinic"
+    write_pair(base / "images/a.png", base / "masks/a-seg.png")
+    write_pair(tmp_path / "paper/images/fig.png", tmp_path / "elsewhere/fig.png")
+    assert list(look_for_datasets(tmp_path)) == ["clinic"]
+    with pytest.raises(DataError, match=r"clinic: no image has a mask.*a-seg\.png.*_mask behind"):
+        find_dataset("clinic", tmp_path)
+
+
 def test_of_two_own_folders_of_one_name_the_fuller_is_taken(tmp_path):
     for parent, names in (("x", "a"), ("y", "ab")):
         for name in names:

@@ -130,6 +130,22 @@ def test_augmentation_keeps_masks_binary_and_moves_both_alike(frames, name):
     )  # what was marked is still under its mask
 
 
+def _inner(area: np.ndarray) -> np.ndarray:
+    """Return ``area`` (B, H, W) less the pixels at its edge, where interpolation mixes."""
+    return np.array([cv2.erode(each.astype(np.uint8), np.ones((3, 3))) for each in area]) > 0
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_corners_that_a_rotation_uncovers_are_filled_alike(name):
+    masks = np.full((20, 64, 64), 255, np.uint8)  # polyp up to the frame
+    images = np.repeat(masks[..., None], 3, axis=3)
+    images, masks = augment(images, masks, name, np.random.default_rng(0))
+    background = masks == 0
+    found = images.max(axis=-1)
+    assert found[_inner(background)].max(initial=0) < 128  # no polyp is called background
+    assert background.any() == (name == "paper")  # the others mirror both
+
+
 def test_multiscale_draws_one_side_a_batch_and_shrinks_both_alike(frames):
     batches = list(training_batches(frames, 2, "multiscale", seed=0, epoch=1))
     batches += training_batches(frames, 2, "multiscale", seed=0, epoch=2)

@@ -271,6 +271,24 @@ def _look_for(name: str, folders: list[Path]) -> FoundDataset | None:
     return FoundDataset(name, named[0], _table(name, [], entry), problems=(problem,))
 
 
+def _own(name: str, trees: list[_Tree]) -> FoundDataset | None:
+    """Make a dataset of the user's own of the fullest tree; None where no image has masks beside it."""
+    trees = sorted(trees, key=lambda tree: -len(tree.rows))
+    best = trees[0]
+    if best.rows:
+        return _choose(name, trees, {})
+    places = _places(best.folder, best.rule["masks"], {}, {})
+    masks = _files_by_stem(places[0][0], []) if places else {}
+    if not masks:  # a folder of pictures, not of pairs
+        return None
+    found = next(iter(masks.values()))
+    problem = (
+        f"{best.folder}: no image has a mask of its name ({found.parent.name}/ holds {found.name}, "
+        f"for example); name each mask like its image, or with _mask behind"
+    )
+    return FoundDataset(name, best.folder, _table(name, [], {}), problems=(problem,))
+
+
 def _look_for_own(folders: list[Path]) -> dict[str, FoundDataset]:
     """Look for {images,masks} folders that are no dataset of the catalog; the folder gives the name."""
     claimed = {folder for folder in folders if _owners(folder)}
@@ -280,8 +298,8 @@ def _look_for_own(folders: list[Path]) -> dict[str, FoundDataset]:
             name = re.sub(r"[^a-z0-9]+", "_", folder.name.lower()).strip("_") or "own"
             name += "_own" if name in catalog() else ""
             trees.setdefault(name, []).extend(_read_trees([folder], {"trees": PLAIN_TREES})[:1])
-    found = {name: sorted(each, key=lambda tree: -len(tree.rows)) for name, each in trees.items()}
-    return {name: _choose(name, each, {}) for name, each in found.items() if each and each[0].rows}
+    found = {name: _own(name, each) for name, each in trees.items() if each}
+    return {name: dataset for name, dataset in found.items() if dataset}
 
 
 def _checked(dataset: FoundDataset) -> FoundDataset:
