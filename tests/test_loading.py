@@ -1,5 +1,6 @@
 """Decoding, the cache, batches; every broken file is named and nothing half-made stays."""
 
+import shutil
 import threading
 import time
 import warnings
@@ -96,6 +97,14 @@ def test_mask_of_another_size_is_named(kvasir, outputs, tmp_path):
     write_pair(tmp_path / "x.jpg", root / "Kvasir-SEG/masks/b.jpg", shape=(30, 30))
     with pytest.raises(DataError, match=r"masks/b\.jpg: mask is 30×30, its image 50×40"):
         load(root)
+
+
+def test_full_disk_is_said_before_anything_is_decoded(kvasir, outputs, monkeypatch):
+    usage = shutil.disk_usage(outputs)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(DataError, match=r"cache: decoding kvasir_seg takes .* MB.*make room"):
+        load(kvasir())
+    assert [path.suffix for path in (outputs / "cache").iterdir()] == [".lock"]
 
 
 @pytest.mark.filterwarnings("ignore:.*thresholded at 127")

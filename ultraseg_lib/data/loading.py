@@ -4,7 +4,9 @@ A cache is two uint8 arrays on disk, opened as memory maps; it is keyed by the f
 """
 
 import hashlib
+import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -198,11 +200,17 @@ def _cache_key(table: pd.DataFrame, size: int) -> str:
 def _fill_cache(table: pd.DataFrame, size: int, folder: Path) -> None:
     """Decode every pair of ``table`` into ``folder``; say once how many masks were not binary."""
     shape = (len(table), size, size)
+    name = table["dataset"].iloc[0]
+    need, free = 4 * math.prod(shape), shutil.disk_usage(folder).free
+    if free < need:  # a mapped file that meets a full disk would end the process without a word
+        raise DataError(
+            f"{folder.parent}: decoding {name} takes {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are "
+            "free; make room, or set ULTRASEG_OUTPUTS to a folder on another disk"
+        )
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3))
     masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
     grey = 0
     pairs = zip(table["image"], table["mask"], strict=True)
-    name = table["dataset"].iloc[0]
     decoded = each_file(partial(_read_squashed, size=size), pairs, f"decode {name}")
     for row, (image, mask, was_grey) in enumerate(decoded):
         images[row], masks[row] = image, mask
