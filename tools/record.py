@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ultraseg_lib import study
-from ultraseg_lib.data import catalog, dataset_title
+from ultraseg_lib.data import catalog, dataset_title, split_share
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, read_split, split_path
 from ultraseg_lib.grid import GRIDS
 from ultraseg_lib.models import MODELS
@@ -442,10 +442,10 @@ def card_scores(run: Run) -> pd.DataFrame:
 
 
 def _score_rows(scores: pd.DataFrame, dataset: str) -> str:
-    parts = MIXED if _whole(dataset) == "mixed" else ()
+    parts = MIXED if split_share(dataset)[0] == "mixed" else ()
 
     def trained(tested: str) -> str:
-        if tested == _whole(dataset):
+        if tested == split_share(dataset)[0]:
             return "yes, its test part"
         return "yes" if tested in parts else "no"
 
@@ -477,11 +477,6 @@ def _false_alarms(scores: pd.DataFrame) -> str:
     if not told:
         return f"{seldom}, and no test frame here is without a polyp: expect false alarms on video."
     return f"{seldom}. Of test frames without a polyp it paints one on {', '.join(told)}: expect false alarms on video."
-
-
-def _whole(dataset: str) -> str:
-    """Return the dataset of a share ("mixed@p25" is of "mixed"); others stay as they are."""
-    return re.sub(r"@p\d+$", "", dataset)
 
 
 CARD = """# {title}, trained on {trained_on}
@@ -597,7 +592,7 @@ def model_card(run: Run) -> str:
         absent=_absent(run.dataset),
         licences=_licences(run.dataset),
         scores=_score_rows(scores, run.dataset),
-        leak=LEAKS.get(_whole(run.dataset), NO_LEAK),
+        leak=LEAKS.get(split_share(run.dataset)[0], NO_LEAK),
         alarms=_false_alarms(scores),
         **{key: config[key] for key in ("recipe", "seed", "best_epoch", "minutes", "profile", "run_id")},
     )  # fmt: skip

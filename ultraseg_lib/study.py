@@ -7,7 +7,6 @@ profile together. `engines` does many runs at once.
 import dataclasses
 import hashlib
 import json
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -86,8 +85,8 @@ def load_frames_of(dataset: str, profile: Profile) -> Frames:
     Raises FileNotFoundError for a dataset that is not there, ValueError for a center or split that
     it does not have or generated images that the profile does not make, DataError for a bad file.
     """
-    name, _, selection = dataset.partition("@")
-    share = re.fullmatch(r"p(\d+)", selection)
+    whole, share = data.split_share(dataset)
+    name, _, selection = whole.partition("@")
     center = selection.startswith("center_")
     if name == "mixed":
         frames = _load_mixed(profile)
@@ -96,10 +95,10 @@ def load_frames_of(dataset: str, profile: Profile) -> Frames:
             raise ValueError(f"datasets: profile {profile.name} has no generated images; use demo")
         frames = data.load_generated(name, profile.image_size, **profile.generated)
     else:
-        scheme = "random" if share or center else selection or "random"
+        scheme = "random" if center else selection or "random"
         frames = data.load_dataset(name, profile.image_size, scheme)
-    if share:
-        return keep_share(frames, int(share[1]) / 100)
+    if whole != dataset:
+        return keep_share(frames, share / 100)
     return _keep_center(frames, dataset) if center else frames
 
 
@@ -141,7 +140,7 @@ def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
 
 def has_own_test_part(dataset: str) -> bool:
     """Return whether models of a training set are tested on a part of the same name."""
-    return dataset != "mixed" and not re.search(r"@p\d+$", dataset)
+    return dataset != "mixed" and data.split_share(dataset)[0] == dataset
 
 
 def test_sets_of(run: Run, profile: Profile) -> list[str]:
@@ -151,14 +150,14 @@ def test_sets_of(run: Run, profile: Profile) -> list[str]:
     that shares images with it (see the catalog): these may hold frames that it was trained on. The
     mixed set has the test parts of its datasets.
     """
-    name, _, selection = run.dataset.partition("@")
+    name = run.dataset.partition("@")[0]
     there = datasets_there() | set(data.GENERATED if profile.generated else ())
     known = {name, *data.catalog().get(name, {}).get("overlaps", ())}
     others = [each for each in profile.tested if each in there - known]
     if name == "mixed":
         return others
-    share = re.fullmatch(r"p\d+", selection) and name not in WHOLE_TEST_SETS
-    return [name if share else run.dataset, *others]
+    whole, _ = data.split_share(run.dataset)
+    return [run.dataset if name in WHOLE_TEST_SETS else whole, *others]
 
 
 def test_frames(test_set: str, profile: Profile) -> Frames:
@@ -578,7 +577,7 @@ def compare_with_record(folder: Path) -> pd.DataFrame:
     has no such run.
     """
     committed = parse_run_id("reference", folder.name)
-    trained_on = re.sub(r"@p\d+$", "", committed.dataset)  # a share is tested as the whole set is
+    trained_on, _ = data.split_share(committed.dataset)  # a share is tested as the whole set is
     own = MIXED if trained_on == "mixed" else (trained_on,)
     first, again = _read_scores(committed.folder), _read_scores(folder)
     both = first.merge(again, on=["test_set", "image_id"], validate="1:1")

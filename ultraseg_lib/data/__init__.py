@@ -16,6 +16,7 @@ from ultraseg_lib.data.layouts import (
     find_datasets,
     look_for_datasets,
     read_table,
+    split_share,
 )
 from ultraseg_lib.data.loading import Frames, join_frames, load_frames
 from ultraseg_lib.data.splits import add_split, split_hash
@@ -38,6 +39,7 @@ __all__ = [
     "load_generated",
     "look_for_datasets",
     "split_hash",
+    "split_share",
 ]
 
 

@@ -74,18 +74,29 @@ def catalog() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(text)
 
 
+def split_share(name: str) -> tuple[str, int]:
+    """Return a dataset without its share of training images, and the share in percent.
+
+    >>> split_share("mixed@p25"), split_share("polypgen@center_C3")
+    (('mixed', 25), ('polypgen@center_C3', 100))
+    """
+    share = re.fullmatch(r"(.+)@p(\d+)", name)
+    return (share[1], int(share[2])) if share else (name, 100)
+
+
 def dataset_title(name: str) -> str:
     """Return the title of a dataset, with its selection if one is named (``name@selection``).
 
     A selection is a split, a share of the training images (``p25``: 25 %) or a center
     (``center_C3``). The user's own datasets bear their names.
     """
-    dataset, _, selection = name.partition("@")
+    whole, share = split_share(name)
+    dataset, _, selection = whole.partition("@")
     title = catalog().get(dataset, {"title": dataset})["title"]
+    if whole != name:
+        return f"{title}, {share} %"
     if not selection:
         return title
-    if selection[0] == "p" and selection[1:].isdigit():
-        return f"{title}, {selection[1:]} %"
     center = selection.removeprefix("center_")
     return f"{title}, {selection} split" if center == selection else f"{title}, center {center}"
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ultraseg_lib.data import GENERATED, dataset_title
+from ultraseg_lib.data import GENERATED, dataset_title, split_share
 from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
@@ -40,7 +40,7 @@ def by_tested(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def is_share(ledger: pd.DataFrame) -> pd.Series:
     """Return which rows come from models that saw a share of a training set only."""
-    return ledger["dataset"].str.contains(r"@p\d+$").astype(bool)
+    return ledger["dataset"].map(lambda name: split_share(name)[0] != name).astype(bool)
 
 
 def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
 def _several_shares(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of models that were trained on a share and on all, with a column share (%)."""
     joint = longest_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
-    share = joint["dataset"].str.extract(r"@p(\d+)$")[0].astype(float).fillna(100.0)
+    share = joint["dataset"].map(lambda name: split_share(name)[1]).astype(float)
     joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
     return joint[joint.groupby(SAME)["share"].transform("nunique") > 1]
 
