@@ -25,7 +25,7 @@ def test_a_model_is_compared_within_its_setting_and_seed():
     table = ablation.compare(pd.concat(parts), [("ultraseg_130k+fusion_fixed", "ultraseg_130k")])
     assert table["difference"].tolist() == pytest.approx([-0.2])
     assert table["title"].tolist() == ["fixed fusion"]
-    assert ablation.format_differences(table)["verdict"].tolist() == ["differs"]
+    assert ablation.format_differences(table)["verdict"].tolist() == ["one seed: no verdict"]
 
 
 def test_a_difference_that_another_seed_makes_is_no_finding():
@@ -33,17 +33,17 @@ def test_a_difference_that_another_seed_makes_is_no_finding():
     changed, plain = own(pair[0][0], LOW), own(pair[0][1], HIGH)
     near, far = (own("ultraseg_130k", np.array(HIGH) - d, seed=1) for d in (0.1, 0.3))
     other = own("lbunet", LOW, seed=1)  # one seed: no yardstick
-    for again, finding in ((near, True), (far, False)):
+    for again, verdict in ((near, "one seed: no verdict"), (far, "no finding")):
         ledger = pd.concat([changed, plain, again, other])
         chance = ablation.compare_seeds(ledger, ["lbunet", "ultraseg_130k"])
-        assert chance["title"].tolist() == ["UltraSeg-130K, another seed"]
+        assert chance["title"].tolist() == ["UltraSeg-130K, seed 1 − seed 0"]
         table = ablation.beside_seeds(ablation.compare(ledger, pair), chance)
-        assert table["label"].tolist() == ["fixed fusion", "UltraSeg-130K, another seed"]
-        assert table["finding"].tolist() == [finding, False]
+        assert table["label"].tolist() == ["fixed fusion", "UltraSeg-130K, seed 1 − seed 0"]
+        assert table["verdict"].tolist() == [verdict, "the seed alone"]
         assert table["seed_spread"].iloc[0] == pytest.approx(-chance["difference"].iloc[0])
     alone = ablation.compare(pd.concat([changed, plain]), pair)
     none = ablation.compare_seeds(plain, ["ultraseg_130k"])
-    assert ablation.beside_seeds(alone, none)["finding"].tolist() == [True]
+    assert ablation.beside_seeds(alone, none)["verdict"].tolist() == ["one seed: no verdict"]
 
 
 def test_every_two_seeds_are_the_yardstick():

@@ -46,8 +46,9 @@ def test_a_choice_is_compared_on_the_same_images_and_seeds():
     assert row["low"] == pytest.approx(row["high"]) == pytest.approx(row["difference"])
     assert {row["a"], row["b"]} == {"strong, clean, 12 epochs", "paper, clean, 12 epochs"}
     assert row["label"] == "recipe: strong − paper (clean, 12 epochs)"
-    assert row["finding"]
-    axes = figures.plot_differences(choices.assign(finding=[False]), "the other").axes[0]
+    assert row["verdict"] == tables.ONE_SEED
+    again = choices.assign(verdict=[tables.NO_FINDING])
+    axes = figures.plot_differences(again, "the other").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [row["label"]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["no finding"]
 
@@ -111,14 +112,17 @@ def test_a_finding_holds_for_the_models_and_for_their_seeds():
     pair = tables.paired_table(pd.concat(seeds)).iloc[0]
     assert pair["p_holm"] < 0.05  # the means over both seeds differ on every image
     assert pair["low"] == 0  # but the interval draws seed 1 twice, too
-    assert not pair["finding"]
+    assert pair["verdict"] == tables.NO_FINDING
+    seeds[1] = own("lbunet", HIGH, seed=1)
+    pair = tables.paired_table(pd.concat(seeds)).iloc[0]
+    assert pair["verdict"] == tables.DIFFERS
 
 
 def test_p_values_are_corrected_within_their_group_only():
-    rows = [{"set": name, "p": 0.03, "low": 0.1, "high": 0.2} for name in "aab"]
+    rows = [{"set": name, "p": 0.03, "low": 0.1, "high": 0.2, "seeds": 2} for name in "aab"]
     table = tables.with_findings(rows, ["set"], ["set"])
     assert table["p_holm"].tolist() == [0.06, 0.06, 0.03]
-    assert table["finding"].tolist() == [False, False, True]
+    assert table["verdict"].tolist() == [tables.NO_FINDING, tables.NO_FINDING, tables.DIFFERS]
     assert tables.with_findings(rows, ["set"])["p_holm"].tolist() == pytest.approx([0.09] * 3)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title, split_share
-from ultraseg_lib.data.splits import EXTERNAL, MIXED, read_split, split_path
+from ultraseg_lib.data.splits import EXTERNAL, MIXED, split_path
 from ultraseg_lib.grid import GRIDS
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.models.complexity import count_parameters
@@ -419,12 +419,6 @@ def _split_paths(dataset: str) -> list[Path]:
     return [path if path.exists() else split_path(path.name.partition("-")[0]) for path in paths]
 
 
-def _image_counts(run: Run, config: dict) -> dict[str, int]:
-    """Return how many images trained and picked the epoch; early configs do not say, the split does."""
-    parts = pd.concat([read_split(path) for path in _split_paths(run.dataset)])
-    return config.get("images") or parts.value_counts().to_dict()
-
-
 def card_scores(run: Run) -> pd.DataFrame:
     """Return a row a test set, its scores and frames without polyp; parts of the mixed set follow it.
 
@@ -573,7 +567,7 @@ def _length(run: Run, history: pd.DataFrame) -> str:
 def model_card(run: Run) -> str:
     """Return the card of a run's weights: data, licences, protocol, scores with intervals, limits."""
     config = study.read_config(run)
-    made, images, scores = config["provenance"], _image_counts(run, config), card_scores(run)
+    made, images, scores = config["provenance"], config["images"], card_scores(run)
     load, better = _load_and_better(run)
     history = pd.read_csv(run.folder / "history.csv", index_col="epoch")
     return CARD.format(

@@ -5,6 +5,7 @@ A *setting* is recipe, protocol, epochs and dataset.
 
 from collections.abc import Iterable
 from itertools import combinations
+from math import ceil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,10 +20,13 @@ from ultraseg_lib.metrics import dice_score
 from ultraseg_lib.models import create_model, find_model
 from ultraseg_lib.models.complexity import count_as_paper, count_macs, count_parameters
 from ultraseg_lib.paths import PAPER
+from ultraseg_lib.report import figures
 from ultraseg_lib.report.figures import PALETTE, dataset_title, setting_title
 from ultraseg_lib.report.tables import (
     DIFFERENCE,
     GROUP_KEYS,
+    NO_FINDING,
+    SEED_ALONE,
     SETTING,
     cells,
     compare_pairs,
@@ -52,7 +56,7 @@ FEATURES = tuple(n for n in TAUGHT if VARIANTS[n].recipe["distillation"] == "fea
 CHANGED = tuple(f"{WHOLE}+{name}" for name in VARIANTS if name not in TAUGHT)
 DISTILLED = (
     "title", "student", "variant", "seeds", "val_dice", "dice", "dice_low", "dice_high", "images",
-    *DIFFERENCE, "p_holm", "finding", "parameters",
+    *DIFFERENCE, "p_holm", "verdict", "parameters",
 )  # fmt: skip
 PANELS = {  # the end of a weight's name -> what it is
     "alpha": "α of the SSA (Eq. 4)",
@@ -82,44 +86,40 @@ def compare_seeds(ledger: pd.DataFrame, models: Iterable[str]) -> pd.DataFrame:
     """
     own, order, rows = own_scores(ledger), list(models), []
     for keys, runs in own[own["model"].isin(order)].groupby(GROUP_KEYS, sort=False):
-        seeds = [run.assign(seed=0) for _, run in runs.groupby("seed")]
         named = dict(zip(GROUP_KEYS, keys, strict=True), baseline=keys[-1])
-        rows += [named | paired(later, earlier) for earlier, later in combinations(seeds, 2)]
+        for (a, earlier), (b, later) in combinations(runs.groupby("seed"), 2):
+            title = f"{model_title(keys[-1])}, seed {b} − seed {a}"
+            pair = paired(later.assign(seed=0), earlier.assign(seed=0))
+            rows.append(named | {"title": title} | pair)
     rows.sort(key=lambda row: order.index(row["model"]))
-    table = with_findings(rows, [*GROUP_KEYS, "baseline"], SETTING)
-    return table.assign(title=table["model"].map(model_title) + ", another seed")
+    return with_findings(rows, [*GROUP_KEYS, "baseline", "title"], SETTING)
 
 
 def beside_seeds(table: pd.DataFrame, chance: pd.DataFrame) -> pd.DataFrame:
-    """Return differences above those that another seed makes, and call none of these a finding.
+    """Return differences above those that another seed makes.
 
     ``table``: of `compare`, ``chance``: of `compare_seeds`, of which the rows of the table's models
     and settings follow. More columns: chance, label, and seed_spread, the largest difference
     between seeds of the model or its baseline (NaN where neither has two): a difference that is not
-    larger is no finding.
+    larger is no finding. The verdict on chance is "the seed alone".
     """
     sides = [table[[*SETTING, side]].set_axis(GROUP_KEYS, axis=1) for side in ("model", "baseline")]
     spreads = chance.assign(seed_spread=chance["difference"].abs())
     spreads = spreads.groupby(GROUP_KEYS)["seed_spread"].max().reset_index()
     spread = pd.concat([side.merge(spreads, "left")["seed_spread"] for side in sides], axis=1)
     spread = spread.max(axis=1).astype(float).set_axis(table.index)
-    larger = ~(table["difference"].abs() <= spread)
-    table = table.assign(
-        finding=table["finding"].astype(bool) & larger, seed_spread=spread, chance=False
-    )
-    same = chance.merge(pd.concat(sides).drop_duplicates()).assign(chance=True, finding=False)
+    verdict = table["verdict"].mask(table["difference"].abs() <= spread, NO_FINDING)
+    table = table.assign(verdict=verdict, seed_spread=spread, chance=False)
+    same = chance.merge(pd.concat(sides).drop_duplicates()).assign(chance=True, verdict=SEED_ALONE)
     joined = pd.concat([table, same], ignore_index=True) if len(same) else table
     return joined.assign(label=joined.get("label", joined["title"]).fillna(joined["title"]))
 
 
 def format_differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `compare` or `beside_seeds` as text for reading, with a verdict."""
+    """Return a table of `compare` or `beside_seeds` as text for reading."""
     names = table[SETTING].assign(compared=table["title"])
     names["with"] = table["baseline"].map(model_title)
-    text = pd.concat([names, format_findings(table)], axis=1)
-    if "chance" in table:
-        text.loc[table["chance"].astype(bool), "verdict"] = "the seed alone"
-    return text
+    return pd.concat([names, format_findings(table)], axis=1)
 
 
 def sizes(names: Iterable[str]) -> pd.DataFrame:
@@ -194,23 +194,30 @@ def format_ladder(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_ladder(table: pd.DataFrame) -> Figure:
-    """Show the ladder of one setting with 95 % intervals, beside the paper's on its five datasets."""
+    """Show the ladder of one setting, beside the paper's on its five datasets.
+
+    Ours twice: the mean over images with its 95 % interval, and pooled per batch, as the paper's.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), sharex=True, sharey=True)
     rungs = list(LADDER.values())
     ran = table.dropna(subset="dice")
     height = [rungs.index(title) for title in ran["title"]]
+    seeds = dict(zip(ran["title"], ran["seeds"], strict=True))
+    names = [f"{rung} ({seeds[rung]:.0f})" if rung in seeds else rung for rung in rungs]
     left.errorbar(ran["dice"], height, xerr=error_bars(ran), fmt="o-", ms=12, lw=2.5, capsize=5,
                   color=PALETTE[3])  # fmt: skip
+    left.plot(ran["batch_pooled_dice"], height, **figures.PER_BATCH)
     for place in set(range(len(rungs))) - set(height):
         left.annotate("not run", (0.02, place), xycoords=("axes fraction", "data"), va="center")
     markers = "osD^v"
     for colour, (name, paper) in enumerate(paper_table5().groupby("dataset", sort=False)):
         right.plot(paper["paper_dice"], range(len(rungs)), f"{markers[colour]}-", lw=2.5, ms=10,
                    color=PALETTE[colour], label=dataset_title(name))  # fmt: skip
-    left.set(yticks=range(len(rungs)), yticklabels=rungs, ylim=(len(rungs) - 0.5, -0.5))
-    left.set(xlabel="Dice, mean over images", title="ours")
-    right.set(xlabel="Dice, as printed", title="the paper's Table 5")
+    left.set(yticks=range(len(rungs)), yticklabels=names, ylim=(len(rungs) - 0.5, -0.5))
+    left.set(xlabel="Dice", title="ours (seeds)")
+    right.set(xlabel="Dice per batch of 4, as printed", title="the paper's Table 5")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+    figures.name_definitions(figure, with_paper=False)
     figure.suptitle(setting_title(table))
     return figure
 
@@ -227,10 +234,9 @@ def has_weights_over_epochs(run: study.Run) -> bool:
     return any(column.startswith(WEIGHT_COLUMN) for column in _history(run))
 
 
-def steps_an_epoch(run: study.Run) -> float:
-    """Return how many steps of the optimizer a finished run made in an epoch, NaN where none says."""
-    images = study.read_config(run).get("images", {"train": np.nan})  # older records lack it
-    return -(-images["train"] // run.training_recipe.batch_size)
+def steps_an_epoch(run: study.Run) -> int:
+    """Return how many steps of the optimizer a finished run made in an epoch."""
+    return ceil(study.read_config(run)["images"]["train"] / run.training_recipe.batch_size)
 
 
 def _coin_tosses(run: study.Run, history: pd.DataFrame) -> pd.Series:
@@ -355,7 +361,7 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     Only the clean protocol: there the validation part may choose. Only seeds that a student's runs
     all have. First the teacher, then each student, the plain one before those that were taught.
     Columns: those of `tables.main_table`, student, variant ("" for a plain model), val_dice (of the
-    kept epoch, mean over seeds), images, difference, low, high, p_holm and finding (to the plain
+    kept epoch, mean over seeds), images, difference, low, high, p_holm and verdict (to the plain
     student, see `compare`), parameters.
     """
     clean = own_scores(ledger[ledger["protocol"] == "clean"])
@@ -376,7 +382,7 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     keys = [*GROUP_KEYS, "student", "variant"]
     table = runs.groupby(keys, sort=False)["val_dice"].mean().reset_index()
     pairs = [(name, student) for student in set(wanted["student"]) for name in taught(student)]
-    gains = compare(clean, pairs)[[*GROUP_KEYS, *DIFFERENCE, "p_holm", "finding"]]
+    gains = compare(clean, pairs)[[*GROUP_KEYS, *DIFFERENCE, "p_holm", "verdict"]]
     table = table.merge(main_table(clean), on=GROUP_KEYS).merge(gains, "left", GROUP_KEYS)
     table = table.merge(sizes(table["model"])[["model", "parameters"]])
     by = [*SETTING, "student", "variant"]

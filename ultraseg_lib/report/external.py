@@ -13,6 +13,7 @@ from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
 from ultraseg_lib.report.tables import (
+    NO_FINDING,
     cells,
     error_bars,
     format_findings,
@@ -156,8 +157,7 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, share (the smallest, %),
     those of `tables.with_findings`, and seed_spread: the largest difference in mean Dice between
     two seeds of the model on one share (NaN where no share has two), as in `ablation.beside_seeds`;
-    it grows with the number of seeds. A gain that is not larger, or
-    that comes from one seed, is no finding.
+    it grows with the number of seeds. A gain that is not larger is no finding.
     """
     rows = []
     for values, group in with_shares(ledger).groupby(SAME, sort=False):
@@ -169,12 +169,12 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     spread = means.groupby([*SAME, "share"]).agg(["size", "max", "min"]).query("size > 1")
     spread = (spread["max"] - spread["min"]).groupby(SAME).max().rename("seed_spread")
     table = table.merge(spread.reset_index(), "left", SAME)
-    larger = (table["seeds"] > 1) & (table["difference"].abs() > table["seed_spread"])
-    return table.assign(finding=table["finding"].astype(bool) & larger)
+    small = table["difference"].abs() <= table["seed_spread"]
+    return table.assign(verdict=table["verdict"].mask(small, NO_FINDING))
 
 
 def format_gains(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `share_gains` as text for reading; a gain from one seed has no verdict."""
+    """Return a table of `share_gains` as text for reading."""
     found = format_findings(table)
     return pd.DataFrame(
         {
@@ -187,7 +187,7 @@ def format_gains(table: pd.DataFrame) -> pd.DataFrame:
             "gain": found["difference in Dice"],
             **{key: found[key] for key in ("95 % interval", "seeds", "images", "p (Holm)")},
             "another seed": cells(table, "±{:.3f}", "seed_spread"),
-            "verdict": found["verdict"].where(table["seeds"] > 1, "one seed: no verdict"),
+            "verdict": found["verdict"],
         }
     )
 
@@ -214,18 +214,19 @@ def _plot_panel(axes: Axes, table: pd.DataFrame, lines: list[tuple[str, str]]) -
         places = [lines.index(line) for line in zip(part["setting"], part["label"], strict=True)]
         axes.errorbar(part["dice"], places, xerr=error_bars(part), ls="", **_style(model))
         if "paper_dice" in part:
-            axes.plot(part["paper_dice"], places, "D", ms=14, mfc="none", mec="black", mew=2.5)
+            axes.plot(part["batch_pooled_dice"], places, **figures.PER_BATCH)
+            axes.plot(part["paper_dice"], places, **figures.PER_BATCH_PAPER)
     name = table["tested"].iloc[0]
     kind = "unseen" if name in WHOLE_TEST_SETS else "test part"
-    axes.set(title=f"{dataset_title(name)}\n{kind}", xlim=(0, 1), xlabel="Dice, mean over images")
+    axes.set(title=f"{dataset_title(name)}\n{kind}", xlim=(0, 1), xlabel="Dice")
     axes.grid(axis="x", color="0.9")
 
 
 def _plot_scores(table: pd.DataFrame, title: str) -> Figure:
     """Show Dice with 95 % intervals: one panel per test set, one line per label below its setting.
 
-    ``table``: of `score_table` with columns setting and label. A column paper_dice gives hollow
-    diamonds.
+    ``table``: of `score_table` with columns setting and label. With a column paper_dice diamonds
+    show the Dice per batch, ours and the paper's.
     """
     lines = _lines(table)
     panels = list(table.groupby("tested", sort=False))
@@ -238,6 +239,8 @@ def _plot_scores(table: pd.DataFrame, title: str) -> Figure:
     first.set_ylim(len(lines) - 0.5, -0.5)
     for tick, (_, label) in zip(first.get_yticklabels(), lines, strict=True):
         tick.set(weight="normal" if label else "bold", size="medium" if label else "small")
+    if "paper_dice" in table:
+        figures.name_definitions(figure, with_paper=table["paper_dice"].notna().any())
     figure.suptitle(title)
     return figure
 

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ultraseg_lib import data
@@ -20,7 +21,7 @@ from ultraseg_lib.data.synthetic import SyntheticFrame
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
-from ultraseg_lib.report.tables import error_bars
+from ultraseg_lib.report.tables import DIFFERS, NO_FINDING, ONE_SEED, SEED_ALONE, error_bars
 from ultraseg_lib.variants import model_title as model_title  # figures.model_title
 
 PALETTE = sns.color_palette("colorblind")
@@ -32,6 +33,13 @@ STYLES = {  # colour and marker: a model looks alike in every figure, UltraSeg i
     "unet_small": (PALETTE[5], "<"), "unet_light": (PALETTE[6], ">"), "unet_base": ("black", "P"),
     "ultraseg_500k": (PALETTE[4], "p"), "mobileunet": (PALETTE[8], "h"),
     "fastscnn": ("#8a5a00", "*"), "unet_medium": (PALETTE[7], "d"),
+}  # fmt: skip
+
+PER_BATCH = {"marker": "D", "ls": "", "ms": 7, "color": "black"}  # ours; pooled as the paper does
+PER_BATCH_PAPER = {"marker": "D", "ls": "", "ms": 13, "mfc": "none", "mec": "black", "mew": 2.5}
+VERDICTS = {  # colour, marker, filled
+    DIFFERS: (PALETTE[3], "s", True), NO_FINDING: (PALETTE[0], "o", True),
+    ONE_SEED: (PALETTE[3], "s", False), SEED_ALONE: ("0.5", "D", True),
 }  # fmt: skip
 
 
@@ -171,10 +179,11 @@ def show_predictions(
 
 
 def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]) -> Figure:
-    """Show the trade-off of Fig. 2 (left): parameters against Dice, with 95 % intervals.
+    """Show the trade-off of Fig. 2 (left): parameters against Dice.
 
     ``table`` is `tables.main_table` of one dataset, recipe and protocol; ``parameters`` counts all
-    of a model's parameters. The paper's Dice, where it has one, is a hollow diamond.
+    of a model's parameters. Ours twice: the mean over images with its 95 % interval, and pooled per
+    batch (filled diamond), as the paper's (hollow diamond, where it has one).
     """
     figure, axes = plt.subplots(figsize=(10.5, 6))
     table = table.assign(x=table["model"].map(parameters) / 1e6).sort_values("x")
@@ -182,7 +191,8 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
         fmt, size, colour = ("*", 20, PALETTE[3]) if ours else ("o", 11, PALETTE[0])
         axes.errorbar(part["x"], part["dice"], error_bars(part), fmt=fmt, ms=size, color=colour,
                       capsize=5)  # fmt: skip
-        axes.plot(part["x"], part["paper_dice"], "D", ms=11, mfc="none", mec=colour, mew=2)
+        axes.plot(part["x"], part["batch_pooled_dice"], **PER_BATCH)
+        axes.plot(part["x"], part["paper_dice"], **PER_BATCH_PAPER)
     x = table["x"].to_list()
     for place, row in enumerate(table.itertuples()):
         # Names alternate, the lower lean away from neighbours: they do not meet.
@@ -192,9 +202,7 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
         end, offset, side = (row.dice_high, 8, "bottom") if above else (row.dice_low, -8, "top")
         axes.annotate(row.title, (row.x, end), (0, offset), textcoords="offset points",
                       ha=close[0] if close and not above else "center", va=side, size="small")  # fmt: skip
-    axes.set(
-        xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice, mean over images"
-    )
+    axes.set(xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice")
     low, high = axes.get_xlim()
     axes.set_xlim(low / 1.8, high * 1.8)
     bottom, top = axes.get_ylim()
@@ -203,7 +211,26 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(setting_title(table))
+    name_definitions(figure, with_paper=table["paper_dice"].notna().any())
     return figure
+
+
+def name_definitions(figure: Figure, with_paper: bool) -> None:
+    """Write below a figure which mark is which Dice: per image, per batch, and the paper's."""
+    marks = {
+        "mean over images, 95 % interval": {
+            "marker": "o",
+            "ls": "-",
+            "lw": 3,
+            "ms": 11,
+            "color": "0.4",
+        }
+    }
+    marks["per batch of 4"] = PER_BATCH
+    if with_paper:
+        marks["the paper's, per batch of 4"] = PER_BATCH_PAPER
+    lines = [Line2D([], [], label=label, **style) for label, style in marks.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize="small")
 
 
 def plot_dice_bars(table: pd.DataFrame) -> Figure:
@@ -220,26 +247,23 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
 def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figure:
     """Show differences in Dice with 95 % intervals, from the table's first row down.
 
-    ``table``: of `tables.with_findings`, with a column label; where a column ``chance`` is true
-    nothing but the seed differs. ``against``: what was subtracted.
+    ``table``: of `tables.with_findings` or `ablation.beside_seeds`, with a column label.
+    ``against``: what was subtracted.
     """
-    chance = table.get("chance", pd.Series(False, table.index)).astype(bool)
-    kinds = {
-        "differs": (table["finding"] & ~chance, PALETTE[3], "s"),
-        "no finding": (~table["finding"] & ~chance, PALETTE[0], "o"),
-        "another seed": (chance, "0.5", "D"),
-    }
     figure, axes = plt.subplots(figsize=(12, 2.4 + 0.6 * len(table)))
-    for label, (shown, colour, marker) in kinds.items():
+    for verdict, (colour, marker, filled) in VERDICTS.items():
+        shown = (table["verdict"] == verdict).to_numpy()
         part = table[shown]
         if len(part):
             bars = [part["difference"] - part["low"], part["high"] - part["difference"]]
             axes.errorbar(part["difference"], np.flatnonzero(shown), xerr=bars, fmt=marker, ms=12,
-                          lw=3, capsize=6, color=colour, label=label)  # fmt: skip
+                          lw=3, capsize=6, color=colour, mfc=colour if filled else "white", mew=3,
+                          label=verdict)  # fmt: skip
     axes.axvline(0, color="black", lw=1.5)
     axes.set(yticks=range(len(table)), yticklabels=table["label"], ylim=(len(table) - 0.5, -0.5))
     axes.xaxis.set_major_locator(MaxNLocator(6))  # labels that do not touch
-    axes.set_xlabel(f"difference in Dice to {against}, image by image")
+    grey = "\ngrey: between two seeds" if (table["verdict"] == SEED_ALONE).any() else ""
+    axes.set_xlabel(f"difference in Dice to {against}, image by image{grey}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     figure.suptitle(title)
     return figure

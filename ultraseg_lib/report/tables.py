@@ -17,6 +17,8 @@ GROUP_KEYS = RUN_KEYS[:-1]
 SETTING = GROUP_KEYS[:-1]  # only runs of one setting are compared
 DIFFERENCE = ("difference", "low", "high")
 PAIRED = ("seeds", "images", "dice_a", "dice_b", "batch_a", "batch_b", *DIFFERENCE, "p")
+DIFFERS, NO_FINDING = "differs", "no finding"  # verdicts on a difference
+ONE_SEED, SEED_ALONE = "one seed: no verdict", "the seed alone"
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
@@ -152,11 +154,11 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
 def with_findings(
     rows: list[dict[str, Any]], keys: Sequence[str], within: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Return rows of `paired` as a table: ``keys``, PAIRED, p_holm and finding.
+    """Return rows of `paired` as a table: ``keys``, PAIRED, p_holm and verdict.
 
-    p_holm is corrected for the comparisons of a group of ``within`` (default: all). A finding has
-    p_holm < 0.05 (these trained models differ on such images) and an interval without zero (drawn
-    seeds, where there are several, do not turn it).
+    p_holm is corrected for the comparisons of a group of ``within`` (default: all). Two models
+    differ by p_holm < 0.05 (as trained, on such images) and an interval without zero, which draws
+    seeds as well; of one training each nobody knows what the next would give: no verdict.
     """
     table = pd.DataFrame(rows, columns=[*keys, *PAIRED])
     if within and rows:
@@ -164,7 +166,10 @@ def with_findings(
     else:
         table["p_holm"] = holm(table["p"])
     outside = (table["low"] > 0) | (table["high"] < 0)
-    return table.drop(columns="p").assign(finding=outside & (table["p_holm"] < 0.05))
+    apart = outside & (table["p_holm"] < 0.05)
+    verdict = pd.Series(NO_FINDING, table.index).mask(apart, DIFFERS)
+    verdict = verdict.mask(apart & (table["seeds"] < 2), ONE_SEED)
+    return table.drop(columns="p").assign(verdict=verdict)
 
 
 def compare_pairs(
@@ -235,7 +240,7 @@ def cells(table: pd.DataFrame, form: str, *columns: str, missing: str = "–") -
 
 
 def format_findings(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of `with_findings` as text for reading, with a verdict."""
+    """Return the columns of `with_findings` as text for reading."""
     return pd.DataFrame(
         {
             "seeds": table["seeds"],
@@ -243,7 +248,7 @@ def format_findings(table: pd.DataFrame) -> pd.DataFrame:
             "difference in Dice": cells(table, "{:+.3f}", "difference"),
             "95 % interval": cells(table, "{:+.3f} to {:+.3f}", "low", "high"),
             "p (Holm)": cells(table, "{:.3f}", "p_holm"),
-            "verdict": table["finding"].map({True: "differs", False: "no finding"}),
+            "verdict": table["verdict"],
         }
     )
 
