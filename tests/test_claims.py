@@ -398,7 +398,10 @@ def test_hard_frames_are_judged_by_their_own_kind():
     assert verdict("several_are_coarse", several, -0.3, part=200) is None  # one set of two
     assert verdict("several_are_coarse", several, 0.1) is False
     assert verdict("large_are_coarse", large, -0.3) is True
-    assert verdict("large_are_coarse", large, 0.1) is None  # Dice favours large polyps
+    assert verdict("large_are_coarse", large, 0.1) is None
+    found = decide("large_are_coarse", run.assign(dice=run["dice"] + 0.1 * large))
+    assert found.evidence.startswith("higher, but Dice favours large polyps: ")
+    assert "strong, seed 0, large (50 frames)" in found.evidence
     found = decide("large_or_many_are_found", run)
     assert found.holds is None  # fifty of fifty do not show 95 %
     assert "large (50 frames): 1.000" in found.evidence

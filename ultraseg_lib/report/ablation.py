@@ -320,7 +320,8 @@ def _plot_weights_of(axes: Axes, table: pd.DataFrame) -> None:
     axes.axhline(start.iloc[0], color="black", ls="--", lw=2)
     for name, line in table.groupby("weight", sort=False):
         where = name.split(".")
-        label = where[0].replace("decoder", "level ") if len(where) == 3 else f"block {where[-2]}"
+        is_edb = where[-1] == "residual_weight"  # encoder3.context.0.residual_weight
+        label = f"EDB {int(where[-2]) + 1}" if is_edb else where[0].replace("decoder", "level ")
         # One colour a level, in all panels.
         level = int("".join(filter(str.isdigit, label)) or 0) % 4
         axes.plot(line["epoch"], line["value"], "osD^"[level] + "-", ms=7, lw=2.5,

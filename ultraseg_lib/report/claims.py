@@ -678,12 +678,12 @@ def _judge_hard(
     scores = e.ledger.query(wanted)
     scores = scores[scores["epochs"] == scores["epochs"].max()]
     rows, runs = [], tuple(scores["run_id"].unique())
-    for (_, recipe, tested), group in scores.groupby(["run_id", "recipe", "test_set"]):
+    for (recipe, seed, tested), group in scores.groupby(["recipe", "seed", "test_set"]):
         several = group["n_polyps"] > 1
         large = ~several & (group["area"] >= group["area"].quantile(0.75))
         for kind, chosen in (("several", several), ("large", large)):
             if kind in kinds and chosen.sum() > 1:
-                name = f"{dataset_title(tested)}, {recipe}, {kind} ({chosen.sum()} frames):"
+                name = f"{dataset_title(tested)}, {recipe}, seed {seed}, {kind} ({chosen.sum()} frames):"
                 found = measure(group[chosen | ~(several | large)], chosen)
                 rows.append((name, tested, "ultraseg_130k", *found, chosen.sum() >= FRAMES))
     found = _judge(e, pd.DataFrame(rows, columns=JUDGED), runs, **bounds)
@@ -706,7 +706,10 @@ def _several_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
 @_decides
 def _large_are_coarse(e: Evidence, stated: dict[str, Any]) -> Finding:
     found = _drawn_worse(e, "large")
-    return found._replace(holds=found.holds or None)  # Dice favours large polyps
+    if found.holds is False:
+        told = f"higher, but Dice favours large polyps: {found.evidence}"
+        return found._replace(holds=None, evidence=told)
+    return found
 
 
 @_decides

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from ultraseg_lib.data.splits import MIXED
 from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
 from ultraseg_lib.report.tables import (
+    FEW,
     NO_FINDING,
     cells,
     error_bars,
@@ -48,11 +50,13 @@ def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame
     """Average every model over the images of every test set; ``extra`` columns divide them further.
 
     ``ledger``: of `by_tested`. Columns: those of `tables.levels` by KEYS and ``extra``, and title;
-    with ``extra`` without batch_pooled_dice, which is of whole test sets.
+    with ``extra`` without batch_pooled_dice, which is of whole test sets, and without an interval
+    below FEW images, of which it would be too narrow.
     """
     table = levels(ledger, [*KEYS, *extra])
     if extra:
         table = table.drop(columns="batch_pooled_dice")
+        table.loc[table["images"] < FEW, ["dice_low", "dice_high"]] = np.nan
     return table.assign(title=table["model"].map(model_title))
 
 

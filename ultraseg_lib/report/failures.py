@@ -25,7 +25,7 @@ from ultraseg_lib.report.cases import Cases
 from ultraseg_lib.report.figures import dataset_title, describe, model_style
 from ultraseg_lib.report.metric_figures import LEVELS
 from ultraseg_lib.report.overlays import EXTRA, LOST, OVERLAYS, legend_handles
-from ultraseg_lib.report.tables import error_bars
+from ultraseg_lib.report.tables import FEW, error_bars
 from ultraseg_lib.statistics import bootstrap_interval
 from ultraseg_lib.study import Profile, Run
 
@@ -35,7 +35,6 @@ LARGE = "unet_base"
 SETTING = ("dataset", "recipe", "protocol", "epochs", "seed")
 SMALL = 0.05  # share of the image below which a polyp counts as small
 SIZE_CLASSES = 5
-FEW = 10  # images: below this there are points, no box and no interval
 FAILED = 0.3  # Dice below which an image counts as failed
 SIDES = LinearSegmentedColormap.from_list("sides", ["#542788", "0.5", "#e08214"])  # inside, outside
 BARS = {"inside": "inside the polyp", "outside": "outside the polyp", "lost": "not found (FN)",
@@ -365,7 +364,10 @@ def _levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     for values, table in scores.groupby([*keys], sort=False):
         missed = 1 - table.loc[table["area"] > 0, "detected"].astype(float).mean()
         rows.append((*values, len(table), *bootstrap_interval(table["dice"]), missed))
-    return pd.DataFrame(rows, columns=[*keys, "images", "dice", "dice_low", "dice_high", "missed"])
+    columns = [*keys, "images", "dice", "dice_low", "dice_high", "missed"]
+    levels = pd.DataFrame(rows, columns=columns)
+    levels.loc[levels["images"] < FEW, ["dice_low", "dice_high"]] = np.nan
+    return levels
 
 
 def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
@@ -375,7 +377,6 @@ def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
     FEW images, of which a bootstrap is too narrow), missed (share of the images with a polyp).
     """
     table = _levels(grouped, ["test_set", "group", "model"])
-    table.loc[table["images"] < FEW, ["dice_low", "dice_high"]] = np.nan
     return table.assign(group=table["group"].str.partition("\n")[0])
 
 
@@ -423,7 +424,8 @@ def dice_by_size(scores: pd.DataFrame) -> pd.DataFrame:
     """Average Dice over classes of polyp size with equally many images, in each test set.
 
     ``scores`` as from `long_scores`. Columns: test_set, model, size (median, share of the image),
-    images, dice, dice_low, dice_high (95 % bootstrap), missed (share of the images).
+    images, dice, dice_low, dice_high (95 % bootstrap; NaN below FEW images), missed (share of the
+    images).
     """
     polyps, keys = scores[scores["area"] > 0], ["test_set", "model"]
     rank = np.ceil(polyps.groupby(keys)["size"].rank(pct=True) * SIZE_CLASSES)

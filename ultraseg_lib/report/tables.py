@@ -17,6 +17,7 @@ GROUP_KEYS = RUN_KEYS[:-1]
 SETTING = GROUP_KEYS[:-1]  # only runs of one setting are compared
 DIFFERENCE = ("difference", "low", "high")
 PAIRED = ("seeds", "images", "dice_a", "dice_b", "batch_a", "batch_b", *DIFFERENCE, "p")
+FEW = 10  # images: below this there are points, no box and no interval
 DIFFERS, NO_FINDING = "differs", "no finding"  # verdicts on a difference
 ONE_SEED, SEED_ALONE = "one seed: no verdict", "the seed alone"
 
