@@ -1,5 +1,6 @@
 """Folders as they are downloaded become one table; what is wrong is named with its fix."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -159,6 +160,51 @@ def test_a_folder_of_ones_own_gives_the_dataset_its_name(tmp_path):
     assert list(found) == ["my_clinic_2024"]
     assert set(found["my_clinic_2024"].table["dataset"]) == {"my_clinic_2024"}
     assert len(find_dataset("my_clinic_2024", tmp_path / "data").table) == 1
+
+
+def test_capitals_in_folder_names_and_either_name_of_a_mask_are_read(tmp_path):
+    base = tmp_path / "clinic"
+    write_pair(base / "Images/a.png", base / "MASKS/a.png")
+    write_pair(base / "Images/b.png", base / "MASKS/b_mask.png")
+    assert find_dataset("clinic", tmp_path).table["image_id"].tolist() == ["a", "b"]
+    (base / "MASKS/b_mask.png").unlink()
+    with pytest.raises(DataError, match=r"MASKS/b\.\* is missing; restore it or remove the image"):
+        find_dataset("clinic", tmp_path)
+
+
+def test_two_datasets_of_one_name_are_told_from_two_copies_of_one(tmp_path):
+    for site, shape in (("x", (40, 50)), ("y", (40, 50)), ("z", (30, 30))):
+        base = tmp_path / site / "train"
+        write_pair(base / "images/f0.png", base / "masks/f0.png", shape=shape)
+    assert look_for_datasets(tmp_path)["train"].problems == (
+        f"{tmp_path / 'x/train'} and {tmp_path / 'z/train'} are different datasets of one name;"
+        " rename one",
+    )
+    base = tmp_path / "данные"
+    write_pair(base / "images/f0.png", base / "masks/f0.png")
+    assert set(look_for_datasets(tmp_path)) == {"train", "данные"}
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    base = tmp_path / "clinic"
+    write_pair(base / "images/a.png", base / "masks/a.png")
+    (tmp_path / "lost+found").mkdir()
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: "lost" not in str(p) and may(p, mode))
+    looked_at = []
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda p: looked_at.append(p.name) or listed(p))
+    assert list(look_for_datasets(tmp_path)) == ["clinic"]
+    assert "images" in looked_at
+    assert "lost+found" not in looked_at  # to list it would raise PermissionError
+
+
+def test_a_data_folder_named_like_a_dataset_claims_nothing_that_it_does_not_hold(tmp_path):
+    root = tmp_path / "TrainDatasets"
+    write_pair(root / "clinic/images/a.png", root / "clinic/masks/a.png")
+    assert list(look_for_datasets(root)) == ["clinic"]
+    write_pair(root / "images/a.png", root / "masks/a.png")
+    assert list(look_for_datasets(root)) == ["pranet_train"]
 
 
 def test_own_masks_of_other_names_are_said_and_pictures_alone_are_not(tmp_path):

@@ -8,6 +8,7 @@ import warnings
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from conftest import write_pair
 
 from ultraseg_lib.data import DataError, find_dataset, load_frames
@@ -97,6 +98,43 @@ def test_mask_of_another_size_is_named(kvasir, outputs, tmp_path):
     write_pair(tmp_path / "x.jpg", root / "Kvasir-SEG/masks/b.jpg", shape=(30, 30))
     with pytest.raises(DataError, match=r"masks/b\.jpg: mask is 30×30, its image 50×40"):
         load(root)
+
+
+@pytest.mark.filterwarnings("ignore:.*thresholded at 127")
+def test_a_killed_decoding_leaves_nothing_for_ever(kvasir, outputs):
+    root = kvasir()
+    load(root)
+    (folder,) = (each for each in (outputs / "cache").iterdir() if each.is_dir())
+    left = folder.with_name(f".{folder.name}.123.tmp")
+    folder.rename(left)  # as if the process had been killed before the end
+    load(root)
+    assert folder.is_dir()
+    assert not left.exists()
+
+
+def test_images_that_would_be_read_wrongly_are_refused(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, rgb, photometric="rgb")
+    assert np.array_equal(read_image(path), rgb)
+    planes = rgb.transpose(2, 0, 1)
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate")
+    assert np.array_equal(read_image(path), rgb)
+    tifffile.imwrite(path, np.stack([rgb, rgb]), photometric="rgb")
+    with pytest.raises(DataError, match=r"x\.tif: holds 2 pages; save each"):
+        read_image(path)
+    tifffile.imwrite(path, np.dstack([rgb, rgb[..., :1]]), photometric="separated")
+    with pytest.raises(DataError, match=r"its colours are SEPARATED; save it as RGB"):
+        read_image(path)
+    tifffile.imwrite(path, planes, photometric="minisblack", planarconfig="separate")
+    with pytest.raises(DataError, match=r"its colours stand in planes; save it as RGB"):
+        read_image(path)
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), rgb.astype(np.uint16) * 16)  # 12 bits in 16
+    with pytest.raises(DataError, match=r"deep\.png: 16 bits, yet no value above \d+; stretch"):
+        read_image(deep)
+    cv2.imwrite(str(deep), rgb.astype(np.uint16) * 256)
+    assert np.array_equal(read_image(deep)[..., ::-1], rgb)
 
 
 def test_full_disk_is_said_before_anything_is_decoded(kvasir, outputs, monkeypatch):

@@ -333,6 +333,25 @@ def test_an_earlier_run_goes_and_pictures_are_whole_or_not_there(
     assert {path.name for path in (tmp_path / "out").rglob("*")} == left | {"a.png", "a.jpg"}
 
 
+def test_pictures_of_a_killed_run_are_replaced_with_force(run, tmp_path):
+    images = write_frames(tmp_path / "in", "a.png", "b[1].png")
+    assert run(images) == 0
+    out = tmp_path / "out"
+    rows = (out / "measurements.csv").read_text().splitlines(keepends=True)
+    (out / "measurements.csv").write_text("".join(rows[:-1]))  # killed before the last row
+    (out / predict.UNDER_WAY).write_text("b[1]")
+    (out / ".b[1].77.tmp.png").touch()
+    assert run(images, "--force") == 0
+    assert [row["file"] for row in read_table(out)] == ["a.png", "b[1].png"]
+    left = {"a.png", "a.jpg", "b[1].png", "b[1].jpg", "overlays", "measurements.csv"}
+    assert {path.name for path in out.rglob("*")} == left
+
+
+def test_a_video_without_a_frame_is_no_success(run, tmp_path, capsys):
+    assert run(write_video(tmp_path / "empty.avi", 0)) == 1
+    assert "skipped: empty.avi: holds no frame" in capsys.readouterr().err
+
+
 def test_a_table_of_someone_else_is_left_alone(run, tmp_path, capsys):
     images = write_frames(tmp_path / "in", "a.png")
     (tmp_path / "out").mkdir()

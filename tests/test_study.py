@@ -1,11 +1,13 @@
 """The ledger: its columns, its completeness, and what happens when a run fails."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -187,8 +189,19 @@ def test_ones_own_dataset_is_trained_on_and_its_results_outlive_it(own_data, out
     plan, run = own_run()
     study.run_once(run, plan)
     assert set(study.read_scores(run)["test_set"]) == {"my_clinic"}
+    data_folder = Path(os.environ["ULTRASEG_DATA"])
+    shutil.copytree(data_folder, data_folder.with_name("copy"))
+    monkeypatch.setenv("ULTRASEG_DATA", str(data_folder.with_name("copy")))
+    assert len(study.run_once(run, plan)) == 4  # the same files elsewhere, with other times
+    monkeypatch.setenv("ULTRASEG_DATA", str(data_folder))
+    mask = data_folder / "my_clinic/masks/03.png"
+    before = mask.read_bytes()
+    cv2.imwrite(str(mask), 255 - cv2.imread(str(mask)))  # corrected by its owner
+    with pytest.raises(ValueError, match=r"made from images content .*--force"):
+        study.run_once(run, plan)
+    mask.write_bytes(before)
     own_data(24)  # four more
-    with pytest.raises(ValueError, match=r"made from split .*--force"):
+    with pytest.raises(ValueError, match=r"made from .*split .*--force"):
         study.run_once(run, plan)
     monkeypatch.setenv("ULTRASEG_DATA", "nowhere")
     assert study.finished_runs("lite") == [run]

@@ -119,11 +119,16 @@ def test_counts_are_compared_with_the_catalog(tmp_path):
     assert "found 0 pairs of center C6, want 88" in wrong
 
 
-def test_empty_masks_are_counted_and_no_fault(one, tmp_path):
-    _, mask = one("kvasir_seg")
-    cv2.imwrite(str(mask), np.full((40, 50), 3, np.uint8))  # JPEG noise is no polyp
-    verdict = verify(look(tmp_path, "kvasir_seg"))
+def test_empty_masks_are_counted_and_no_fault_unless_all_are(tmp_path):
+    for name in "ab":
+        write_pair(tmp_path / f"clinic/images/{name}.png", tmp_path / f"clinic/masks/{name}.jpg")
+    first, second = (tmp_path / f"clinic/masks/{name}.jpg" for name in "ab")
+    cv2.imwrite(str(first), np.full((40, 50), 3, np.uint8))  # JPEG noise is no polyp
+    verdict = verify(look(tmp_path, "clinic"))
     assert (verdict.empty_masks, verdict.wrong) == (1, ())
+    cv2.imwrite(str(second), np.ones((40, 50), np.uint8))  # a label, as JPEG
+    (line,) = verify(look(tmp_path, "clinic")).wrong
+    assert "clinic: no mask holds a polyp; are they 0 and 1?" in line
 
 
 def test_the_command_names_the_file_and_fails(one, tmp_path, monkeypatch, capsys):

@@ -107,6 +107,7 @@ def _as_json(found: "dict[str, FoundDataset]") -> str:
 def command_data(args: argparse.Namespace) -> int:
     """List the datasets that are there, and those that are missing with the way to get them."""
     from ultraseg_lib.data import catalog, find_datasets, look_for_datasets
+    from ultraseg_lib.data.verify import check_counts
     from ultraseg_lib.paths import data_dir
 
     if args.json:
@@ -120,7 +121,9 @@ def command_data(args: argparse.Namespace) -> int:
         print(f"{name:<14} {len(dataset.table):>5} pairs  {dataset.folder}")
         for folder in dataset.passed_over:
             print(f"{'':<14} {'':>5} passed over (less complete): {folder}")
-        for line in (*dataset.skipped, *dataset.problems[:1]):
+        wrong = [*dataset.problems, *check_counts(dataset)]
+        more = [f"({len(wrong) - 1} more: python -m ultraseg_lib data verify)"] if wrong[1:] else []
+        for line in (*dataset.skipped, *wrong[:1], *more):
             print(f"{'':<14} {'':>5} {line}")
     missing = [name for name, entry in catalog().items() if name not in found and entry["page"]]
     for name in missing:

@@ -89,7 +89,7 @@ def _data() -> Finding:
         return Finding("real data", f"none at {folder} (the demo needs none; see data/README.md)")
     try:
         found = [f"{name} {len(dataset.table)}" for name, dataset in find_datasets(folder).items()]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return Finding("real data", "a file is wrong", str(error))
     return Finding("real data", ", ".join(found) or f"none below {folder} (the demo needs none)")
 

@@ -227,6 +227,9 @@ def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
     name = run.dataset.partition("@")[0]
     generated = profile.generated if name in data.GENERATED else None
     made_by = {"generator": data.generator_version()} if generated else {}
+    if name not in (*data.catalog(), *data.GENERATED, "mixed") and name in datasets_there():
+        # One's own: names alone would not tell corrected masks, or another hospital's frame_001.
+        made_by = {"content": data.content_hash(data.look_for_datasets(data_dir())[name].table)}
     inputs = {
         "images": {"size": profile.image_size, **(generated or {}), **made_by},
         "split": split_of(run.dataset),

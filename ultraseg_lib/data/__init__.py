@@ -18,7 +18,7 @@ from ultraseg_lib.data.layouts import (
     read_table,
     split_share,
 )
-from ultraseg_lib.data.loading import Frames, join_frames, load_frames
+from ultraseg_lib.data.loading import Frames, content_hash, join_frames, load_frames
 from ultraseg_lib.data.splits import add_split, split_hash
 from ultraseg_lib.paths import data_dir, outputs_dir
 
@@ -29,6 +29,7 @@ __all__ = [
     "Frames",
     "catalog",
     "check_dataset_name",
+    "content_hash",
     "dataset_title",
     "find_dataset",
     "find_datasets",

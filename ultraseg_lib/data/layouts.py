@@ -26,8 +26,7 @@ SEQUENCES = ROOT / "data" / "sequences"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_DEPTH = 5
 PLAIN_TREES = [  # a dataset of the user's own
-    {"images": "image|images", "masks": "mask|masks"},
-    {"images": "image|images", "masks": "mask|masks", "mask_name": "{stem}_mask"},
+    {"images": "image|images", "masks": "mask|masks", "mask_name": "{stem}|{stem}_mask"}
 ]
 
 
@@ -111,10 +110,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _owners(folder: Path) -> list[str]:
-    """Return the datasets whose folder bears the name of ``folder``."""
+def _owners(folder: Path, root: Path) -> list[str]:
+    """Return the datasets whose folder bears the name of ``folder``; ``root`` must hold their images."""
     name = _plain(folder.name)
-    return [key for key, entry in catalog().items() if name.startswith(entry.get("folder", "/"))]
+    named = [key for key, entry in catalog().items() if name.startswith(entry.get("folder", "/"))]
+    if folder != root:
+        return named
+    return [key for key in named if any(
+        _places(root, rule["images"], {}, catalog()[key]) for rule in catalog()[key]["trees"]
+    )]  # fmt: skip
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
@@ -134,10 +138,11 @@ def _folders(root: Path) -> list[Path]:
     found = []
     for parent, names in _walk(root):
         folder = Path(parent)
-        closed = any(catalog()[owner].get("closed") for owner in _owners(folder))
+        closed = any(catalog()[owner].get("closed") for owner in _owners(folder, root))
         deepest = closed or len(folder.relative_to(root).parts) >= MAX_DEPTH
         names[:] = [] if deepest else sorted(n for n in names if not n.startswith((".", "_")))
-        found += [Path(parent, name) for name in names]
+        names[:] = [name for name in names if os.access(folder / name, os.R_OK | os.X_OK)]
+        found += [folder / name for name in names]
     return [root, *found]
 
 
@@ -153,8 +158,8 @@ def _places(
         first = first.replace(f"{{{key}}}", f"({value})" if key in known else f"(?P<{key}>{value})")
     fitting = []
     for child in sorted(folder.iterdir()):
-        match = re.fullmatch(first, child.name)
-        if match and child.is_dir():
+        match = re.fullmatch(first, child.name, re.IGNORECASE)
+        if match and child.is_dir() and os.access(child, os.R_OK | os.X_OK):
             fitting += _places(child, rest, known | match.groupdict(), entry)
     return fitting
 
@@ -172,11 +177,11 @@ def _files_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     return files
 
 
-def _masks_of(tree: _Tree, images: Path, known: dict[str, str]) -> dict[str, Path] | None:
-    """Return the masks that belong to the folder ``images``, by stem; None where there are none."""
+def _masks_of(tree: _Tree, images: Path, known: dict[str, str]) -> tuple[Path, dict] | None:
+    """Return the folder of the masks of the folder ``images``, and these by stem; None without one."""
     places = _places(tree.folder, tree.rule["masks"], known, {})
     if places:
-        return _files_by_stem(places[0][0], tree.problems)
+        return places[0][0], _files_by_stem(places[0][0], tree.problems)
     wanted = tree.folder / tree.rule["masks"].format(**known)
     tree.problems.append(
         f"{wanted}: folder not found, yet {images} is there; put the masks beside it"
@@ -187,24 +192,23 @@ def _masks_of(tree: _Tree, images: Path, known: dict[str, str]) -> dict[str, Pat
 def _read_pairs(tree: _Tree, images: Path, known: dict[str, str], spare: int) -> None:
     """Add to ``tree`` the pairs of one image folder; ``spare`` images may lack their mask."""
     files = _files_by_stem(images, tree.problems)
-    masks = _masks_of(tree, images, known) if files else None
-    if masks is None:
+    place = _masks_of(tree, images, known) if files else None
+    if place is None:
         return
+    folder, masks = place
     id_rule = tree.rule.get("image_id", "{center}/{stem}" if "center" in known else "{stem}")
+    mend = "restore it" + (" or remove the image" if tree.rule in PLAIN_TREES else "")
     for stem, image in files.items():
-        mask_name = tree.rule.get("mask_name", "{stem}").format(stem=stem)
-        if mask_name in masks:
+        mask_names = tree.rule.get("mask_name", "{stem}").format(stem=stem).split("|")
+        mask = next((masks[name] for name in mask_names if name in masks), None)
+        if mask is not None:
             names = {"image_id": id_rule.format(stem=stem, **known), "center": "", "modality": ""}
-            paths = {"image": str(image), "mask": str(masks[mask_name])}
-            tree.rows.append(names | known | paths)
+            tree.rows.append(names | known | {"image": str(image), "mask": str(mask)})
         elif spare > 0:
             spare -= 1
             tree.skipped.append(f"{image}: no mask is published for it; passed over")
         else:
-            wanted = tree.rule["masks"].format(**known) + f"/{mask_name}.*"
-            tree.problems.append(
-                f"{image}: its mask {wanted} is missing; restore it or remove the image"
-            )
+            tree.problems.append(f"{image}: its mask {folder / mask_names[0]}.* is missing; {mend}")
 
 
 def _read_trees(folders: list[Path], entry: dict[str, Any]) -> list[_Tree]:
@@ -269,9 +273,9 @@ def _choose(name: str, trees: list[_Tree], entry: dict[str, Any]) -> FoundDatase
 
 
 def _look_for(name: str, folders: list[Path]) -> FoundDataset | None:
-    """Look for one dataset of the catalog in the folders that bear its name."""
+    """Look for one dataset of the catalog in the folders that bear its name; the first is the root."""
     entry = catalog()[name]
-    named = [folder for folder in folders if name in _owners(folder)]
+    named = [folder for folder in folders if name in _owners(folder, folders[0])]
     trees = _read_trees(named, entry)
     if trees:
         return _choose(name, trees, entry)
@@ -282,12 +286,26 @@ def _look_for(name: str, folders: list[Path]) -> FoundDataset | None:
     return FoundDataset(name, named[0], _table(name, [], entry), problems=(problem,))
 
 
+def _is_copy(tree: _Tree, best: _Tree) -> bool:
+    """Return whether every image of ``tree`` is in ``best`` as well, by its name and size in bytes."""
+    files = [
+        {(row["image_id"], os.path.getsize(row["image"])) for row in x.rows} for x in (tree, best)
+    ]
+    return files[0] <= files[1]
+
+
 def _own(name: str, trees: list[_Tree]) -> FoundDataset | None:
     """Make a dataset of the user's own of the fullest tree; None where no image has masks beside it."""
     trees = sorted(trees, key=lambda tree: -len(tree.rows))
     best = trees[0]
     if best.rows:
-        return _choose(name, trees, {})
+        found = _choose(name, trees, {})
+        others = [tree for tree in trees[1:] if tree.rows and not _is_copy(tree, best)]
+        different = [
+            f"{best.folder} and {other.folder} are different datasets of one name; rename one"
+            for other in others
+        ]
+        return replace(found, problems=(*found.problems, *different))
     places = _places(best.folder, best.rule["masks"], {}, {})
     masks = _files_by_stem(places[0][0], []) if places else {}
     if not masks:  # a folder of pictures, not of pairs
@@ -302,11 +320,11 @@ def _own(name: str, trees: list[_Tree]) -> FoundDataset | None:
 
 def _look_for_own(folders: list[Path]) -> dict[str, FoundDataset]:
     """Look for {images,masks} folders that are no dataset of the catalog; the folder gives the name."""
-    claimed = {folder for folder in folders if _owners(folder)}
+    claimed = {folder for folder in folders if _owners(folder, folders[0])}
     trees: dict[str, list[_Tree]] = {}
     for folder in folders:
         if claimed.isdisjoint([folder, *folder.parents]):
-            name = re.sub(r"[^a-z0-9]+", "_", folder.name.lower()).strip("_") or "own"
+            name = re.sub(r"\W+", "_", folder.name.lower()).strip("_") or "own"
             name += "_own" if name in catalog() else ""
             trees.setdefault(name, []).extend(_read_trees([folder], {"trees": PLAIN_TREES})[:1])
     found = {name: _own(name, each) for name, each in trees.items() if each}

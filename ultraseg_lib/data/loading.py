@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ultraseg_lib.data.augmentation import augment
 from ultraseg_lib.data.layouts import DataError
 from ultraseg_lib.paths import outputs_dir, whole_folder
 
+EMPTY = "no mask holds a polyp; are they 0 and 1? masks are 0 and 255"
 TAIL = 4096  # bytes: some programs write a few after the end of a PNG
 
 
@@ -45,8 +46,24 @@ def check_whole(path: str | Path) -> None:
 
 
 def _decode_by_opencv(path: Path) -> np.ndarray | None:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)  # of 16 bits it keeps the upper eight
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_tiff(path: Path) -> np.ndarray | None:
+    """Decode a TIFF file; raise DataError for several pages, and for colours that are not RGB."""
+    with tifffile.TiffFile(path) as file:
+        page, pages = file.pages[0], sum(not page.is_reduced for page in file.pages)
+        if pages > 1:
+            raise DataError(f"{path}: holds {pages} pages; save each as a file of its own")
+        if page.photometric.name in ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "LOGLUV"):
+            raise DataError(f"{path}: its colours are {page.photometric.name}; save it as RGB")
+        if page.samplesperpixel == 1 or page.photometric.name != "MINISBLACK":
+            return _decode_by_opencv(path)  # which reads every compression
+        if page.planarconfig.name != "CONTIG":
+            raise DataError(f"{path}: its colours stand in planes; save it as RGB")
+        image = page.asarray()
+    return image[..., :3] if image.dtype == np.uint8 and image.ndim == 3 else None
 
 
 def _decode(path: Path) -> np.ndarray | None:
@@ -55,24 +72,31 @@ def _decode(path: Path) -> np.ndarray | None:
     The official CVC-ClinicDB TIF files call their three channels grey, and OpenCV then returns the
     first one only, without a word; tifffile returns all three.
     """
+    is_tiff = path.suffix.lower() in (".tif", ".tiff")
     try:
-        if path.suffix.lower() not in (".tif", ".tiff"):
-            return _decode_by_opencv(path)
-        with tifffile.TiffFile(path) as file:
-            page = file.pages[0]
-            if page.samplesperpixel == 1 or page.photometric == tifffile.PHOTOMETRIC.RGB:
-                return _decode_by_opencv(path)  # which reads every compression
-            image = page.asarray()
+        return _decode_tiff(path) if is_tiff else _decode_by_opencv(path)
+    except DataError:
+        raise
     except Exception:  # what a damaged file makes a decoder raise is anyone's guess
         return None
-    return image[..., :3] if image.dtype == np.uint8 and image.ndim == 3 else None
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read one image as (H, W, 3) uint8 RGB; raise DataError for a file that cannot be decoded."""
+    """Read one image as (H, W, 3) uint8 RGB.
+
+    Raises DataError for a file that cannot be decoded, for a TIFF of several pages or of colours other
+    than RGB, and for one of 16 bits of which the upper two are empty.
+    """
     image = _decode(Path(path))
     if image is None:
         raise DataError(f"{path}: missing or not a readable image; replace it by a fresh copy")
+    if image.max() < 64:  # very dark, or 14 bits and fewer in 16
+        raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if raw is not None and raw.dtype == np.uint16 and raw.any():
+            raise DataError(
+                f"{path}: 16 bits, yet no value above {raw.max()}; stretch it to the full range, or"
+                " write it in 8 bits"
+            )
     return image
 
 
@@ -149,7 +173,11 @@ def each_file(work: Callable[[Any], Any], files: Iterable[Any], label: str) -> I
     files = list(files)
     with ThreadPool(os.cpu_count() or 1) as pool:  # threads: OpenCV lets go of Python's lock
         done = pool.imap(work, files)
-        yield from tqdm(done, label, len(files), disable=None, leave=False, delay=2)
+        try:
+            yield from tqdm(done, label, len(files), disable=None, leave=False, delay=2)
+        finally:  # a thread that wakes in OpenCV while Python ends would abort the process
+            pool.terminate()
+            pool.join()
 
 
 @dataclass(frozen=True)
@@ -197,6 +225,27 @@ def _cache_key(table: pd.DataFrame, size: int) -> str:
     return digest.hexdigest()[:16]
 
 
+def content_hash(table: pd.DataFrame) -> str:
+    """Return a hash over the bytes of every file, in the order of ``table``, wherever they stand.
+
+    Raises DataError for a file that is not there.
+    """
+    _cache_key(table, 0)
+    files = [Path(path) for path in [*table["image"], *table["mask"]]]
+    stats = [path.stat() for path in files]
+    return _content_hash(
+        tuple((path, s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True))
+    )
+
+
+@lru_cache(maxsize=8)
+def _content_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
 def _fill_cache(table: pd.DataFrame, size: int, folder: Path) -> None:
     """Decode every pair of ``table`` into ``folder``; say once how many masks were not binary."""
     shape = (len(table), size, size)
@@ -215,6 +264,8 @@ def _fill_cache(table: pd.DataFrame, size: int, folder: Path) -> None:
     for row, (image, mask, was_grey) in enumerate(decoded):
         images[row], masks[row] = image, mask
         grey += was_grey
+    if len(table) and not masks.any():
+        warnings.warn(f"{name}: {EMPTY}", stacklevel=2)
     if grey:
         warnings.warn(
             f"{name}: {grey} of {len(table)} masks hold values other than 0 and 255 (JPEG noise,"
@@ -234,6 +285,8 @@ def load_frames(table: pd.DataFrame, size: int) -> Frames:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # two studies may want the same dataset at once
         if not folder.exists():
+            for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             with whole_folder(folder) as temporary:
                 _fill_cache(table, size, temporary)
     images = np.load(folder / "images.npy", mmap_mode="r")

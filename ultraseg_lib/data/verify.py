@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ultraseg_lib.data.layouts import IMAGE_SUFFIXES, DataError, FoundDataset, catalog
-from ultraseg_lib.data.loading import each_file, read_pair
+from ultraseg_lib.data.loading import EMPTY, each_file, read_pair
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def _check_pair(pair: tuple[str, str]) -> tuple[bool, str]:
     return not mask.any(), ""
 
 
-def _check_counts(found: FoundDataset) -> list[str]:
+def check_counts(found: FoundDataset) -> list[str]:
     """Return where the counts differ from the catalog's, with what is known to be missing allowed."""
     entry = catalog().get(found.name, {})
     spare = entry.get("missing_masks", {})
@@ -63,5 +63,8 @@ def verify(found: FoundDataset) -> Verdict:
     pairs = zip(table["image"], table["mask"], strict=True)
     checked = list(each_file(_check_pair, pairs, f"verify {found.name}"))
     faults = [fault for _, fault in checked if fault]
-    wrong = [*found.problems, *_check_counts(found), *_unused_masks(table), *faults]
-    return Verdict(found.name, len(table), sum(empty for empty, _ in checked), tuple(wrong))
+    wrong = [*found.problems, *check_counts(found), *_unused_masks(table), *faults]
+    empty = sum(is_empty for is_empty, _ in checked)
+    if 0 < len(table) == empty:
+        wrong.append(f"{found.folder}: {EMPTY}")
+    return Verdict(found.name, len(table), empty, tuple(wrong))

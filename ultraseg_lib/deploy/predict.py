@@ -1,6 +1,7 @@
 """Segment images, a video or a camera: masks, overlays and a table of what was found where."""
 
 import csv
+import glob
 import re
 import statistics
 import sys
@@ -29,6 +30,7 @@ COLUMNS = (
     "center_x", "center_y", "box_x", "box_y", "box_width", "box_height", "latency_ms",
 )  # fmt: skip
 TABLE = "measurements.csv"
+UNDER_WAY = ".under_way"  # holds the stem of the frame whose pictures are being written
 OUTLINE = (255, 176, 0)  # RGB; the colour of predictions in every figure (report.figures.PRED)
 FULL_COLOUR = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 PATIENCE = 30  # frames in a row that cannot be decoded before the rest is given up
@@ -142,6 +144,8 @@ def _read_video(
     for number in count(1):
         is_read, pixels = capture.read()
         if not is_read and number > total:
+            if number == 1:
+                yield DataError(f"{file}: holds no frame")
             break
         failed = 0 if is_read else failed + 1
         if is_read:
@@ -260,7 +264,20 @@ def _make_folder(folder: Path) -> None:
     for mask in _earlier_masks(folder) or ():
         (folder / mask).unlink(missing_ok=True)
         (folder / "overlays" / mask).with_suffix(".jpg").unlink(missing_ok=True)
+    _clear_under_way(folder)
     (folder / TABLE).unlink(missing_ok=True)
+
+
+def _clear_under_way(folder: Path) -> None:
+    """Remove the pictures of the frame at which an earlier run was killed: they have no row."""
+    under_way = folder / UNDER_WAY
+    if under_way.exists():
+        stem = Path(under_way.read_text(encoding="utf-8")).name
+        for path in (folder / f"{stem}.png", folder / "overlays" / f"{stem}.jpg"):
+            path.unlink(missing_ok=True)
+            for left in path.parent.glob(f".{glob.escape(stem)}.*.tmp{path.suffix}"):
+                left.unlink(missing_ok=True)
+        under_way.unlink()
 
 
 def _earlier_masks(folder: Path) -> list[str] | None:
@@ -342,6 +359,8 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
                     bar.set_postfix_str(f"{found['latency_ms']:.1f} ms", refresh=False)
         except KeyboardInterrupt:
             outcome.stopped = True
+        finally:
+            (folder / UNDER_WAY).unlink(missing_ok=True)
     return outcome
 
 
@@ -380,6 +399,7 @@ def _predict_one(
     drawn = overlay(shot.pixels, mask)
     if shot.is_video:
         write_latency(drawn, latency)
+    (folder / UNDER_WAY).write_text(shot.stem, encoding="utf-8")
     try:
         _write_picture(drawn_path, drawn)
         _write_picture(path, mask)  # last: no mask stands long without its row
