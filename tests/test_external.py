@@ -95,6 +95,18 @@ def test_a_share_is_compared_on_the_seeds_of_all_shares(ledger):
     assert sets.loc["mixed", "seeds"] == 1
 
 
+def test_a_set_or_share_with_other_seeds_takes_nothing_from_the_others(ledger):
+    again = pd.concat([ledger, ledger.assign(seed=1)])
+    joint, gains = external.joint_against_single(again), external.share_gains(again)
+    assert (joint["seeds"] == 2).all()
+    other = {"run_id": "other", "seed": 7}
+    alone = ledger[ledger["dataset"] == "kvasir_seg"].assign(dataset="polypgen", **other)
+    share = ledger[ledger["dataset"] == "mixed@p25"].assign(dataset="mixed@p50", **other)
+    more = pd.concat([again, alone, share])
+    pd.testing.assert_frame_equal(external.joint_against_single(more), joint)
+    pd.testing.assert_frame_equal(external.share_gains(more), gains)
+
+
 def test_a_gain_from_one_seed_has_no_verdict(ledger):
     text = external.format_gains(external.share_gains(ledger))
     assert text["verdict"].tolist() == ["one seed: no verdict"]

@@ -489,29 +489,31 @@ def test_prefers_the_fastest_backend_that_runs_the_model(monkeypatch):
     assert predict.pick_backend(model, 256) == "onnxruntime"
 
 
-def test_default_weights_are_mixed_ones_then_the_best_on_validation(tmp_path, monkeypatch):
+def test_default_weights_are_of_the_most_images_then_the_best_on_validation(tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     monkeypatch.setattr(shipped, "RUNS", runs)
     with pytest.raises(FileNotFoundError, match="this model has none"):
         shipped.find_weights("ultraseg_130k")
-    for dataset, dice, expected in (
-        ("cvc_clinicdb", 0.7, "cvc_clinicdb"), ("kvasir_seg", 0.8, "kvasir_seg"),
-        ("polypgen", 0.6, "kvasir_seg"), ("mixed", 0.5, "mixed"),
+    for dataset, images, dice, expected in (
+        ("kvasir_seg", 720, 0.7, "kvasir_seg"), ("cvc_clinicdb", 441, 0.8, "kvasir_seg"),
+        ("polypgen", 1100, 0.6, "polypgen"), ("mixed", 2300, 0.5, "mixed"),
     ):  # fmt: skip
         folder = runs / f"ultraseg_130k-{dataset}-strong-clean-e3-s0"
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
+        write_json(folder / "config.json", {"images": {"train": images}})
         (folder / "history.csv").write_text(f"epoch,val_dice\n1,{dice}\n2,0.1\n")
         found = shipped.find_weights("ultraseg_130k")
         assert found == runs / f"ultraseg_130k-{expected}-strong-clean-e3-s0/weights.safetensors"
     for recipe, dice in (("paper", 0.9), ("multiscale", 0.75)):
         folder = runs / f"ultraseg_130k-cvc_clinicdb-{recipe}-clean-e3-s0"
         folder.mkdir()
-        (folder / "config.json").write_text("{}")
+        write_json(folder / "config.json", {"images": {"train": 441}})
         (folder / "history.csv").write_text(f"epoch,val_dice\n1,{dice}\n")
     named = shipped.find_weights("ultraseg_130k", "cvc_clinicdb")
     assert named.parent.name == "ultraseg_130k-cvc_clinicdb-multiscale-clean-e3-s0"
-    with pytest.raises(FileNotFoundError, match=r"'kvasir' is no file.*mixed, kvasir_seg"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'kvasir' is no file.*mixed, polypgen, kvasir_seg"
+    ):
         shipped.find_weights("ultraseg_130k", "kvasir")
 
 

@@ -265,6 +265,21 @@ def test_a_repeat_out_of_the_band_is_told(tmp_path):
     assert table["within"]["etis_larib"]  # and allowed elsewhere
 
 
+@pytest.mark.parametrize("change", ["fewer", "renamed", "elsewhere"])
+def test_a_repeat_on_other_images_is_not_compared(tmp_path, change):
+    path = next((ROOT / "outputs/reference/repeats").glob("*/*/scores.csv"))
+    again = pd.read_csv(path)
+    if change == "fewer":
+        again = again.groupby("test_set").head(10)
+    else:
+        again[{"renamed": "image_id", "elsewhere": "test_set"}[change]] += "x"
+    folder = tmp_path / path.parent.name
+    folder.mkdir()
+    again.to_csv(folder / "scores.csv", index=False)
+    with pytest.raises(ValueError, match=r"other images than the|no test set in common"):
+        study.compare_with_record(folder)
+
+
 def test_a_share_of_a_set_is_held_to_the_band_of_its_own_test_part(tmp_path, monkeypatch):
     monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path))
     name = "lbunet-kvasir_seg@p50-strong-clean-e1-s0"

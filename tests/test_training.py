@@ -13,10 +13,19 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ultraseg_lib import study, training
-from ultraseg_lib.data.loading import Batch
+from ultraseg_lib.data.loading import Batch, to_batch
 from ultraseg_lib.distillation import Distillation
-from ultraseg_lib.models import create_model
-from ultraseg_lib.training import RECIPES, Trainer, predict_probs, running_mean, train_step
+from ultraseg_lib.losses import deep_supervision_loss
+from ultraseg_lib.models import Prediction, create_model
+from ultraseg_lib.training import (
+    RECIPES,
+    Trainer,
+    predict_probs,
+    running_mean,
+    task_loss,
+    train_step,
+)
+from ultraseg_lib.variants import VARIANTS
 
 TINY = """
 import os, signal, sys
@@ -114,11 +123,108 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(outputs):
         trainer.fit()
 
 
+def tiny_batch(method: str = "canny") -> Batch:
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8)
+    masks = np.zeros((2, 64, 64), np.uint8)
+    masks[:, 16:40, 20:50] = 255
+    return to_batch(images, masks, method)
+
+
+def predicted(batch: Batch) -> Prediction:
+    torch.manual_seed(0)
+    return create_model("ultraseg_130k")(batch.image, deep_supervision=True)
+
+
+def test_the_loss_of_a_variant_is_what_its_name_says():
+    batch, strong = tiny_batch(), RECIPES["strong"]
+    maps = predicted(batch)
+    terms, twice = (
+        deep_supervision_loss(maps, batch.mask, batch.boundary, "released", double)
+        for double in (False, True)
+    )
+    regions, boundaries = sum(terms.regions), sum(terms.boundaries)
+    assert regions.item() != pytest.approx(boundaries.item(), rel=0.05)  # told apart below
+    for name, wanted in (
+        ("", terms.main + regions + boundaries),
+        ("no_boundary_loss", terms.main + regions),
+        ("no_region_loss", terms.main + boundaries),
+        ("double_sigmoid", twice.total),
+    ):
+        recipe = replace(strong, **(VARIANTS[name].recipe if name else {}))
+        assert task_loss(maps, batch, recipe).item() == pytest.approx(wanted.item())
+    assert twice.total.item() != pytest.approx(terms.total.item(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["kd20", "kd_logits"])
+def test_a_teacher_adds_its_share_of_the_loss_and_reaches_the_student(name):
+    batch, recipe = tiny_batch(), replace(RECIPES["strong"], **VARIANTS[name].recipe)
+    torch.manual_seed(1)
+    teacher, student = create_model("ultraseg_500k"), create_model("ultraseg_108k")
+    term = Distillation(teacher, student, recipe.distillation, recipe.distillation_share)
+    student.eval()  # so that both losses see the same numbers
+    alone, taught = (training.batch_loss(student, batch, recipe, each) for each in (None, term))
+    assert taught.item() == pytest.approx(1.2 * alone.item(), rel=1e-5)
+    (taught - alone).backward()
+    assert student.bottleneck.weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in teacher.parameters())
+    assert all(weight.grad.abs().sum() > 0 for weight in term.parameters())
+
+
+def test_a_long_gradient_is_cut_to_the_recipe_s_length():
+    batch, moved = tiny_batch(), {}
+    for clip in (None, 1e-3):
+        torch.manual_seed(0)
+        model = create_model("ultraseg_108k")
+        before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
+        train_step(model, batch, optimizer, replace(RECIPES["strong"], clip=clip))
+        after = torch.nn.utils.parameters_to_vector(model.parameters())
+        moved[clip] = (after - before).norm().item()
+    assert moved[1e-3] == pytest.approx(1e-3, rel=0.02)
+    assert moved[None] > 0.1
+
+
+def test_boundary_targets_follow_the_recipe(outputs):
+    run, plan = tiny_run()
+    train, val = study.training_parts(study.load_frames_of("synthetic", plan), "clean")
+    first = []
+    for edges in ("canny", "morphological"):
+        recipe = replace(RECIPES["strong"], edges=edges)
+        trainer = Trainer(create_model("unet_tiny"), train, val, recipe, 6, 0, run.folder)
+        first.append(next(iter(trainer._batches(1))))
+    canny, morphological = first
+    assert torch.equal(canny.mask, morphological.mask)
+    assert not torch.equal(canny.boundary, morphological.boundary)
+
+
+def test_a_stopped_run_with_a_teacher_ends_where_an_unbroken_one_does(outputs):
+    _, plan = tiny_run()
+    train, val = study.training_parts(study.load_frames_of("synthetic", plan), "clean")
+    recipe = replace(RECIPES["strong"], **VARIANTS["kd20"].recipe)
+
+    def trainer(folder: str, epochs: int = 3) -> Trainer:
+        torch.manual_seed(3)
+        teacher, student = create_model("ultraseg_130k"), create_model("ultraseg_108k")
+        return Trainer(student, train, val, recipe, epochs, 0, outputs / folder, teacher=teacher)
+
+    def stop(row: dict) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    whole, broken = trainer("whole"), trainer("broken")
+    whole.fit()
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(stop)
+    resumed = trainer("broken")
+    resumed.fit()
+    for one, other in zip(whole._learners().values(), resumed._learners().values(), strict=True):
+        for name, weight in one.state_dict().items():
+            assert torch.equal(weight, other.state_dict()[name]), name
+
+
 def test_training_lowers_the_loss_on_one_batch(outputs):
     _, plan = tiny_run()
     frames = study.load_frames_of("synthetic", plan)
-    from ultraseg_lib.data.loading import to_batch
-
     batch = to_batch(frames.images[:4], frames.masks[:4])
     torch.manual_seed(0)
     model = create_model("ultraseg_130k")

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from ultraseg_lib.grid import Profile, Run, teachers_of
 from ultraseg_lib.paths import ROOT, whole_folder
 from ultraseg_lib.provenance import provenance
-from ultraseg_lib.study import RunData, load_run_data, run_once
+from ultraseg_lib.study import RunData, load_run_data, only_here, run_once
 
 RETRIES = 3  # of a run whose worker died
 GPU_SHARE = 0.2  # of one GPU: small models leave most of a large one idle
@@ -75,6 +76,7 @@ class RayPool:
         self.profile = profile
         self.study = uuid.uuid4().hex
         self.active: dict[Run, ray.ObjectRef] = {}
+        self.held: dict[Run, ExitStack] = {}  # their locks: no local study may do them meanwhile
         self.frames: dict[tuple[str, str], ray.ObjectRef] = {}
 
     def __enter__(self) -> "RayPool":
@@ -91,11 +93,22 @@ class RayPool:
     def __exit__(self, *_: object) -> None:
         for task in self.active.values():
             ray.cancel(task, force=True)
+        for lock in self.held.values():
+            lock.close()
         if self.started:
             ray.shutdown()
 
     def start(self, run: Run) -> None:
-        """Hand a run to the cluster; its frames are sent once for all runs on them."""
+        """Hand a run to the cluster; its frames are sent once for all runs on them.
+
+        Raises ValueError for a run that another process is doing.
+        """
+        with ExitStack() as lock:
+            lock.enter_context(only_here(run))
+            self._hand_over(run)
+            self.held[run] = lock.pop_all()
+
+    def _hand_over(self, run: Run) -> None:
         key = (run.dataset, run.protocol)
         if key not in self.frames:
             self.frames[key] = ray.put(load_run_data(run, self.profile))
@@ -114,6 +127,10 @@ class RayPool:
         return [(run, self._collect(run, self.active.pop(run))) for run in runs]
 
     def _collect(self, run: Run, task: Any) -> str | None:
+        with self.held.pop(run):
+            return self._written(run, task)
+
+    def _written(self, run: Run, task: Any) -> str | None:
         try:
             files = ray.get(task)
         except ray.exceptions.RayError as error:

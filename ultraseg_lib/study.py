@@ -577,13 +577,21 @@ def compare_with_record(folder: Path) -> pd.DataFrame:
 
     ``folder``: of the repeat, named by its run_id. Columns: test_set, images, committed and again
     (mean Dice per image), difference, within (the band). Raises FileNotFoundError where the record
-    has no such run.
+    has no such run, ValueError where the two share no test set or were scored on other images.
     """
     committed = parse_run_id("reference", folder.name)
     trained_on, _ = data.split_share(committed.dataset)  # a share is tested as the whole set is
     own = MIXED if trained_on == "mixed" else (trained_on,)
     first, again = _read_scores(committed.folder), _read_scores(folder)
-    both = first.merge(again, on=["test_set", "image_id"], validate="1:1")
+    shared = set(first["test_set"]) & set(again["test_set"])
+    if not shared:
+        raise ValueError(
+            f"{folder}: no test set in common with the committed run; add its datasets"
+        )
+    first, again = (each[each["test_set"].isin(shared)] for each in (first, again))
+    both = first.merge(again, on=["test_set", "image_id"], how="outer", validate="1:1")
+    if both[["dice_x", "dice_y"]].isna().any(axis=None):
+        raise ValueError(f"{folder}: scored on other images than the committed run: not compared")
     rows = []
     for test_set, dice in both.groupby("test_set", sort=False)[["dice_x", "dice_y"]]:
         before, now = dice.mean()

@@ -13,19 +13,21 @@ IMAGE_SIZE = 256  # of weights that do not say at which size they were trained
 def shipped_weights(model: str) -> dict[str, Path]:
     """Return the weights of a model by the dataset that they were trained on, best first.
 
-    Our recipes and protocol ``clean`` only. Mixed training comes first, then the higher validation
-    Dice: the test parts choose nothing.
+    Our recipes and protocol ``clean`` only. Of one dataset's runs the one with the higher validation
+    Dice is taken; datasets follow by their training images, most first. The test parts choose
+    nothing, nor do the validation parts of different datasets, of which one may be easier.
     """
-    best: dict[str, tuple[bool, float, Path]] = {}
+    best: dict[str, tuple[float, int, Path]] = {}
     for config in RUNS.glob(f"{model}-*-clean-e*-s*/config.json"):
         dataset, recipe = config.parent.name.split("-")[1:3]
         if recipe == "paper":
             continue
         with config.with_name("history.csv").open(encoding="utf-8") as file:
             dice = max(float(row["val_dice"]) for row in csv.DictReader(file))
-        rank = (dataset == "mixed", dice, config.with_name("weights.safetensors"))
+        images = json.loads(config.read_text(encoding="utf-8"))["images"]["train"]
+        rank = (dice, images, config.with_name("weights.safetensors"))
         best[dataset] = max(rank, best.get(dataset, rank))
-    best_first = sorted(best.items(), key=lambda pair: pair[1], reverse=True)
+    best_first = sorted(best.items(), key=lambda pair: pair[1][1], reverse=True)
     return {dataset: path for dataset, (_, _, path) in best_first}
 
 

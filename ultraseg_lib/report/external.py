@@ -1,6 +1,7 @@
 """What training on several sets buys on images that were never trained on (section 4.7, Table 6)."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -101,6 +102,13 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(text)
 
 
+def _with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
+    unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
+    joint = unseen["dataset"].isin(JOINT)
+    kinds = unseen.assign(joint=joint).groupby(SAME)["joint"].transform("nunique")
+    return unseen[kinds == 2]
+
+
 def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that show what training on everything is worth (section 4.7).
 
@@ -108,27 +116,24 @@ def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
     on everything and on one set, on the seeds that all of these have; of several lengths of
     training the longest counts.
     """
-    unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
-    joint = unseen["dataset"].isin(JOINT)
-    kinds = unseen.assign(joint=joint).groupby(SAME)["joint"].transform("nunique")
-    return same_seeds(unseen[kinds == 2], SAME, "dataset")
+    return same_seeds(_with_single_sets(ledger), SAME, "dataset")
 
 
 def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on everything with itself trained on one set, on unseen images.
 
-    ``ledger``: of `by_tested`; see `with_single_sets`. The two differ in images and in steps, so a
-    difference says nothing of either alone. Columns: recipe, protocol, model, tested, joint, single
+    ``ledger``: of `by_tested`; see `with_single_sets`, but each pair on the seeds that both have. The
+    two differ in images and in steps, so a difference says nothing of either alone. Columns: recipe, protocol, model, tested, joint, single
     (the training sets), then those of `tables.with_findings`.
     """
     rows = []
-    for values, group in with_single_sets(ledger).groupby(SAME, sort=False):
+    for values, group in _with_single_sets(ledger).groupby(SAME, sort=False):
         sets = dict(list(group.groupby("dataset")))
-        named = dict(zip(SAME, values, strict=True))
-        rows += [
-            named | {"joint": joint, "single": single} | paired(sets[joint], sets[single])
-            for joint in sets if joint in JOINT for single in sets if single not in JOINT
-        ]  # fmt: skip
+        for joint, single in product(sets, sets):
+            if joint in JOINT and single not in JOINT:
+                keys = dict(zip(SAME, values, strict=True), joint=joint, single=single)
+                test = paired(sets[joint], sets[single])
+                rows += [keys | test] if test else []
     return with_findings(rows, [*SAME, "joint", "single"])
 
 
@@ -164,10 +169,11 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     it grows with the number of seeds. A gain that is not larger is no finding.
     """
     rows = []
-    for values, group in with_shares(ledger).groupby(SAME, sort=False):
+    for values, group in _several_shares(ledger).groupby(SAME, sort=False):
         shares = dict(list(group.groupby("share")))
-        named = dict(zip(SAME, values, strict=True), share=min(shares))
-        rows.append(named | paired(shares[max(shares)], shares[min(shares)]))
+        keys = dict(zip(SAME, values, strict=True), share=min(shares))
+        test = paired(shares[max(shares)], shares[min(shares)])
+        rows += [keys | test] if test else []
     table = with_findings(rows, [*SAME, "share"])
     means = _several_shares(ledger).groupby([*SAME, "share", "seed"])["dice"].mean()
     spread = means.groupby([*SAME, "share"]).agg(["size", "max", "min"]).query("size > 1")
