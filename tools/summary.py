@@ -259,7 +259,8 @@ def _by_protocol(ledger: pd.DataFrame) -> dict[str, Any]:
 
     def ahead(dataset: str, recipe: str, tested: str) -> pd.Series:
         sides = dice[dataset, recipe, tested]
-        longest = max(set(sides["released"].index.levels[0]) & set(sides["clean"].index.levels[0]))
+        lengths = (set(sides[each].index.unique("epochs")) for each in ("released", "clean"))
+        longest = max(set.intersection(*lengths))
         return sides["released", longest] - sides["clean", longest].mean()
 
     def told(values: pd.Series, name: str) -> str:
