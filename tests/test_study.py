@@ -164,6 +164,15 @@ def test_a_run_of_unknown_names_is_refused(field):
         replace(run, **{field: "Released"})
 
 
+def test_a_variant_that_changes_nothing_of_its_recipe_is_refused():
+    run = replace(
+        study.plan_runs(tiny_plan())[0], recipe="paper", model="ultraseg_130k+no_early_stopping"
+    )
+    assert run.training_recipe.patience is None
+    with pytest.raises(ValueError, match="recipe strong is as this variant would have it"):
+        replace(run, recipe="strong")
+
+
 @pytest.fixture
 def own_data(tmp_path, monkeypatch):
     """Give a function that writes a dataset of one's own, of so many images, and points there."""

@@ -57,7 +57,8 @@ class Run:
     ``model`` may name a variant, as in ``ultraseg_130k+fusion_fixed``. ``dataset`` may name a
     selection: a committed split (``cvc_clinicdb@sequence``), a share of the training images
     (``mixed@p25``) or a center (``polypgen@center_C3``). Raises ValueError, with the valid names,
-    for an unknown model, recipe or protocol; `check_datasets` looks at the dataset.
+    for an unknown model, recipe or protocol, and for a variant that changes nothing of the recipe;
+    `check_datasets` looks at the dataset.
     """
 
     profile: str
@@ -69,9 +70,15 @@ class Run:
     seed: int
 
     def __post_init__(self) -> None:
-        find_variant(self.model)
+        _, variant = find_variant(self.model)
         check_choice("recipe", self.recipe, RECIPES)
         check_choice("protocol", self.protocol, PROTOCOLS)
+        unchanged = self.training_recipe == RECIPES[self.recipe]
+        if variant.recipe and unchanged:
+            raise ValueError(
+                f"{self.model}: recipe {self.recipe} is as this variant would have it; take the plain"
+                " model, or another recipe"
+            )
 
     @property
     def run_id(self) -> str:
