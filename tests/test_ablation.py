@@ -46,6 +46,25 @@ def test_a_difference_that_another_seed_makes_is_no_finding():
     assert ablation.beside_seeds(alone, none)["verdict"].tolist() == ["one seed: no verdict"]
 
 
+def test_patience_is_priced_from_a_run_that_went_on(outputs):
+    dice = [0.1, 0.5, 0.4, 0.5, 0.45, 0.6, 0.55, 0.7, 0.65]
+    run = study.Run("full", ablation.WHOLE, "kvasir_seg", "strong", "clean", 9, 3)
+    run.folder.mkdir(parents=True)
+    history = pd.DataFrame({"epoch": range(1, len(dice) + 1), "val_dice": dice})
+    history.to_csv(run.folder / "history.csv", index=False)
+    for patience, stop, then in ((3, 5, 0.5), (4, 9, 0.7), (1, 3, 0.5)):
+        row = ablation.cost_of_patience([run], patience).iloc[0]
+        assert (row["seed"], row["stop"], row["best_epoch"]) == (
+            3,
+            stop,
+            8,
+        )  # an equal Dice is no better
+        assert (row["dice_then"], row["dice_end"]) == (then, 0.7)
+        assert row["cost"] == pytest.approx(0.7 - then)
+    figure = ablation.plot_patience([run], ablation.cost_of_patience([run], 3))
+    assert figure.axes[0].lines[1].get_xdata() == [5]
+
+
 def test_every_two_seeds_are_the_yardstick():
     ledger = pd.concat([own("lbunet", np.array(LOW) + 0.1 * seed, seed=seed) for seed in range(3)])
     chance = ablation.compare_seeds(ledger, ["lbunet"])

@@ -3,7 +3,7 @@
 A *setting* is recipe, protocol, epochs and dataset.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from math import ceil
 
@@ -346,6 +346,46 @@ def worth_of_learned_weights(run: study.Run, profile: study.Profile) -> PairedTe
     put_back = dice_score(predict_probs(model, frames.images) >= 128, frames.masks > 0)
     scores = study.read_scores(run)
     return paired_test(scores.loc[scores["test_set"] == run.dataset, "dice"], put_back)
+
+
+# --- early stopping -------------------------------------------------------------------------------
+
+
+def cost_of_patience(runs: Iterable[study.Run], patience: int) -> pd.DataFrame:
+    """Return where early stopping would have ended runs that went on, and what it would have cost.
+
+    ``patience``: epochs without a better Dice on the part that picks. Columns: run_id, seed, stop (the
+    epoch, the last one where it never would), dice_then and dice_end (the highest Dice up to it, and
+    of all epochs), best_epoch, cost (dice_end - dice_then).
+    """
+    rows = []
+    for run in runs:
+        dice = _history(run)["val_dice"].to_numpy()
+        waited = [epoch - dice[: epoch + 1].argmax() for epoch in range(len(dice))]
+        late = np.flatnonzero(np.array(waited) >= patience)
+        stop = late[0] if len(late) else len(dice) - 1
+        then, end = dice[: stop + 1].max(), dice.max()
+        rows.append((run.run_id, run.seed, stop + 1, then, end, dice.argmax() + 1, end - then))
+    columns = ["run_id", "seed", "stop", "dice_then", "dice_end", "best_epoch", "cost"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def plot_patience(runs: Sequence[study.Run], cost: pd.DataFrame) -> Figure:
+    """Show the Dice that picks over the epochs of each run, and where early stopping would end it."""
+    figure, axes = plt.subplots(figsize=(13, 6.5))
+    for place, (run, row) in enumerate(zip(runs, cost.itertuples(), strict=True)):
+        history = _history(run)
+        axes.plot(history["epoch"], history["val_dice"], lw=2.5, ls=("-", "--", ":")[place % 3],
+                  color=PALETTE[place], label=f"seed {run.seed}")  # fmt: skip
+        axes.plot(row.stop, history["val_dice"][row.stop - 1], "X", ms=18, mec="white", mew=1.5,
+                  color=PALETTE[place])  # fmt: skip
+    axes.plot([], [], "X", ms=16, color="0.4", label="early stopping\nwould end here")
+    axes.set(xlabel="epoch", ylabel="Dice on the part that picks", title=setting_title(
+        pd.DataFrame([vars(run) for run in runs])))  # fmt: skip
+    axes.set_ylim(bottom=cost["dice_then"].min() - 0.1)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+    figure.suptitle(f"{model_title(runs[0].model)}: what patience costs")
+    return figure
 
 
 # --- Table 7 --------------------------------------------------------------------------------------
