@@ -473,7 +473,10 @@ def test_falls_back_to_pytorch_without_the_extras_and_says_so(
     images = write_frames(tmp_path / "in", "a.png")
     words = ["predict", str(images / "a.png"), "-o", str(tmp_path / "out")]
     assert main([*words, "--weights", str(weights)]) == 0
-    assert f"ultraseg_130k from {weights}, inference on 1 thread" in capsys.readouterr().out
+    assert (
+        f"ultraseg_130k from {weights}, at {SIZE} px, inference on 1 thread"
+        in capsys.readouterr().out
+    )
     assert (tmp_path / "out" / "a.png").exists()
 
 

@@ -347,9 +347,11 @@ def command_export(args: argparse.Namespace) -> int:
     """Write models in their exact inference form as ONNX and OpenVINO files."""
     from ultraseg_lib.deploy.export import export
     from ultraseg_lib.paths import outputs_dir
-    from ultraseg_lib.variants import build_model
+    from ultraseg_lib.variants import build_model, find_variant
     from ultraseg_lib.weights import IMAGE_SIZE, find_weights, shipped_weights, trained_size
 
+    for name in args.models or ():
+        find_variant(name)  # raises for an unknown name
     for name in args.models or filter(shipped_weights, ("ultraseg_108k", "ultraseg_130k")):
         untrained = args.untrained and not (args.weights or shipped_weights(name))
         weights = None if untrained else find_weights(name, args.weights)
@@ -388,7 +390,10 @@ def command_predict(args: argparse.Namespace) -> int:
     network, size = build_model(args.model, weights), trained_size(weights)
     backend = args.backend or predict.pick_backend(network, size, args.threads)
     segment = predict.load_segmenter(network, size, backend, args.threads)
-    print(f"{args.model} from {weights}, {backend} on {args.threads} thread(s)", flush=True)
+    print(
+        f"{args.model} from {weights}, at {size} px, {backend} on {args.threads} thread(s)",
+        flush=True,
+    )
     outcome = predict.predict(source, segment, args.output, args.limit)
     print(f"{outcome.summary()}; results in {args.output}")
     is_live = source.folder is None  # Ctrl-C is how one ends a camera

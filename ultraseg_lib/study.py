@@ -131,7 +131,8 @@ def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
         if part not in set(frames.table["part"]):
             raise ValueError(
                 f"{frames.table['dataset'].iloc[0]}: of {len(frames)} images none falls to its part"
-                f" {part!r}; add images" + ("" if released else ", or give --protocol released")
+                f" {part!r}; add images"
+                + (", or give --protocol released" if part == "val" else "")
             )
     if released:
         return frames.part("train", "val"), frames.part("test")
