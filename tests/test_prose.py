@@ -28,7 +28,10 @@ SETTINGS = {  # numbers that somebody chose, by file, each with its name
         "0.3": "the start of a weight",
     },
     "04": {"0.7": "an assumed Dice", "0.02": "an assumed sd"},
-    "06": {"0.73": "σ(1), asserted in notebook 02"},
+    "06": {
+        "0.73": "σ(1), asserted in notebook 02",
+        "0.8": "√(2/π), the mean length of a normal step",
+    },
     "09": {"0.001": "the tolerance of a logit", "3.4": "GHz, as an example"},
     "10": {
         "0.8": "a probability, as an example",
@@ -51,7 +54,7 @@ def in_files() -> set[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ULTRASEG_OUTPUTS", raising=False)
         ours = tables.format_main_table(tables.main_table(study.read_ledger("reference")))
-    return found | set(DECIMAL.findall(ours.to_csv()))
+    return found | set(DECIMAL.findall(ours.to_csv().replace(",", " ")))
 
 
 @pytest.fixture(scope="module")
