@@ -268,3 +268,23 @@ def test_ray_goes_on_with_what_a_run_has(outputs):
     assert (run.folder / "weights.safetensors").read_bytes() == weights
     assert set(study.read_scores(run)["test_set"]) == {"synthetic", "synthetic_unseen"}
     assert None not in study.read_config(run)["provenance"]["commits"].values()
+
+
+def test_ray_holds_a_run_until_it_is_written(outputs, monkeypatch):
+    """Neither side takes what the other is doing: a folder would be replaced under its feet."""
+    pytest.importorskip("ray", reason="the extra [cluster] is not installed")
+    from ultraseg_lib.ray_engine import RayPool
+
+    plan = tiny_plan(models=("unet_tiny",))
+    run = study.plan_runs(plan)[0]
+    pool = RayPool(plan)  # of no cluster: what it would hand over is not asked for
+    monkeypatch.setattr(pool, "_hand_over", lambda run: None)
+    monkeypatch.setattr(pool, "_written", lambda run, task: None)
+    with study.only_here(run), pytest.raises(ValueError, match="another process is doing this run"):
+        pool.start(run)
+    pool.start(run)
+    with pytest.raises(ValueError, match="another process is doing this run"):
+        study.run_once(run, plan)
+    pool._collect(run, None)
+    with study.only_here(run):
+        assert pool.held == {}
