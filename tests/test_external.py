@@ -101,8 +101,9 @@ def test_a_set_or_share_with_other_seeds_takes_nothing_from_the_others(ledger):
     assert (joint["seeds"] == 2).all()
     other = {"run_id": "other", "seed": 7}
     alone = ledger[ledger["dataset"] == "kvasir_seg"].assign(dataset="polypgen", **other)
-    share = ledger[ledger["dataset"] == "mixed@p25"].assign(dataset="mixed@p50", **other)
-    more = pd.concat([again, alone, share])
+    share = ledger[ledger["dataset"] == "mixed@p25"]
+    shares = [share.assign(dataset=f"mixed@p{percent}", **other) for percent in (10, 50)]
+    more = pd.concat([again, alone, *shares])
     pd.testing.assert_frame_equal(external.joint_against_single(more), joint)
     pd.testing.assert_frame_equal(external.share_gains(more), gains)
 

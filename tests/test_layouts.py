@@ -180,6 +180,11 @@ def test_two_datasets_of_one_name_are_told_from_two_copies_of_one(tmp_path):
         f"{tmp_path / 'x/train'} and {tmp_path / 'z/train'} are different datasets of one name;"
         " rename one",
     )
+    again = tmp_path / "y/train/masks/f0.png"
+    content = again.read_bytes()
+    again.unlink()  # so that the folder changes
+    again.write_bytes(content + b"0")  # the same image, another hand's mask
+    assert len(look_for_datasets(tmp_path)["train"].problems) == 2
     base = tmp_path / "данные"
     write_pair(base / "images/f0.png", base / "masks/f0.png")
     assert set(look_for_datasets(tmp_path)) == {"train", "данные"}

@@ -139,7 +139,7 @@ def _on_unseen(ledger: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     scores = external.score_table(external.by_tested(ledger))
     scores = scores[scores["tested"].isin(EXTERNAL)]
     mixed = scores["dataset"] == "mixed"
-    single = scores["dataset"].map(lambda name: split_share(name)[0] != "mixed")
+    single = scores["dataset"].map(lambda name: split_share(name)[0] != "mixed").astype(bool)
     return scores[mixed], scores[single]
 
 

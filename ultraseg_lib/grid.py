@@ -133,7 +133,7 @@ def check_datasets(names: Iterable[str]) -> None:
         if name in WHOLE_TEST_SETS:
             part = "" if name in data.GENERATED else f"; {name}@random trains on a part of it"
             raise ValueError(f"dataset: every image of {name} is for tests{part}")
-        if selection and not re.fullmatch(r"p[1-9]\d?|center_.+", selection):
+        if selection and not re.fullmatch(r"p[1-9]\d?|center_[^@]+", selection):
             check_choice(f"split of {dataset}", selection, schemes(dataset))
 
 

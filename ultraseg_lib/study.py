@@ -174,7 +174,8 @@ def test_frames(test_set: str, profile: Profile) -> Frames:
 class RunData:
     """All that a run needs of its datasets: frames to train on, to pick the epoch, to test.
 
-    ``split_hash``: of these frames. ``split``: of the datasets they come from, see `inputs_of`.
+    ``split_hash``: of these frames. ``split`` and ``content``: of the datasets they come from, see
+    `inputs_of`; a worker without these datasets cannot ask.
     """
 
     train: Frames
@@ -182,6 +183,7 @@ class RunData:
     tests: dict[str, Frames]
     split_hash: str
     split: Any
+    content: dict[str, str]
 
 
 def load_run_data(run: Run, profile: Profile) -> RunData:
@@ -201,7 +203,7 @@ def load_run_data(run: Run, profile: Profile) -> RunData:
     keys = frames.table["dataset"] + "/" + frames.table["image_id"]
     keys = keys if run.dataset.partition("@")[0] == "mixed" else frames.table["image_id"]
     split = data.split_hash(pd.Series(frames.table["part"].to_numpy(), keys))
-    return RunData(*parts, tests, split, split_of(run.dataset))
+    return RunData(*parts, tests, split, split_of(run.dataset), content_of(run.dataset))
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -223,16 +225,24 @@ def split_of(dataset: str) -> Any:
     return data.split_hash(drawn.set_index("image_id")["part"])
 
 
+def content_of(dataset: str) -> dict[str, str]:
+    """Return the hash of the files of one's own dataset as ``content``; nothing for all others.
+
+    Names alone would not tell corrected masks, or another hospital's frame_001.
+    """
+    name = dataset.partition("@")[0]
+    if name in (*data.catalog(), *data.GENERATED, "mixed") or name not in datasets_there():
+        return {}
+    return {"content": data.content_hash(data.look_for_datasets(data_dir())[name].table)}
+
+
 def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
     """Return what a run is made from: images, split, recipe. Stands in ``config.json`` and checkpoints."""
     name = run.dataset.partition("@")[0]
     generated = profile.generated if name in data.GENERATED else None
     made_by = {"generator": data.generator_version()} if generated else {}
-    if name not in (*data.catalog(), *data.GENERATED, "mixed") and name in datasets_there():
-        # One's own: names alone would not tell corrected masks, or another hospital's frame_001.
-        made_by = {"content": data.content_hash(data.look_for_datasets(data_dir())[name].table)}
     inputs = {
-        "images": {"size": profile.image_size, **(generated or {}), **made_by},
+        "images": {"size": profile.image_size, **(generated or {}), **made_by} | content_of(name),
         "split": split_of(run.dataset),
         "recipe": dataclasses.asdict(run.training_recipe),
         "variant": dict(find_variant(run.model)[1].model),
@@ -371,6 +381,7 @@ def _train(
     teachers = [load_trained(teacher) for teacher in teachers_of(run, profile)]
     torch.manual_seed(run.seed)
     inputs = inputs_of(run, profile) | {"split": frames.split}
+    inputs["images"] |= frames.content
     trainer = Trainer(
         build_model(run.model), frames.train, frames.val, run.training_recipe, run.epochs,
         run.seed, run.folder, inputs | {"frames": frames.split_hash}, *teachers,
@@ -590,8 +601,8 @@ def compare_with_record(folder: Path) -> pd.DataFrame:
             f"{folder}: no test set in common with the committed run; add its datasets"
         )
     first, again = (each[each["test_set"].isin(shared)] for each in (first, again))
-    both = first.merge(again, on=["test_set", "image_id"], how="outer", validate="1:1")
-    if both[["dice_x", "dice_y"]].isna().any(axis=None):
+    both = first.merge(again, on=["test_set", "image_id"], validate="1:1")
+    if not len(both) == len(first) == len(again):
         raise ValueError(f"{folder}: scored on other images than the committed run: not compared")
     rows = []
     for test_set, dice in both.groupby("test_set", sort=False)[["dice_x", "dice_y"]]:

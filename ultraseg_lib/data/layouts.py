@@ -5,8 +5,10 @@ Columns: dataset, image_id, image, mask, center, modality, sequence. ``image`` a
 dataset's folders look stands in ``catalog.yaml``.
 """
 
+import filecmp
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -287,11 +289,12 @@ def _look_for(name: str, folders: list[Path]) -> FoundDataset | None:
 
 
 def _is_copy(tree: _Tree, best: _Tree) -> bool:
-    """Return whether every image of ``tree`` is in ``best`` as well, by its name and size in bytes."""
-    files = [
-        {(row["image_id"], os.path.getsize(row["image"])) for row in x.rows} for x in (tree, best)
-    ]
-    return files[0] <= files[1]
+    """Return whether every pair of ``tree`` is in ``best`` as well, byte by byte."""
+    there = {row["image_id"]: row for row in best.rows}
+    return all(
+        row["image_id"] in there and filecmp.cmp(row[kind], there[row["image_id"]][kind], shallow=False)
+        for row in tree.rows for kind in ("image", "mask")
+    )  # fmt: skip
 
 
 def _own(name: str, trees: list[_Tree]) -> FoundDataset | None:
@@ -324,7 +327,8 @@ def _look_for_own(folders: list[Path]) -> dict[str, FoundDataset]:
     trees: dict[str, list[_Tree]] = {}
     for folder in folders:
         if claimed.isdisjoint([folder, *folder.parents]):
-            name = re.sub(r"\W+", "_", folder.name.lower()).strip("_") or "own"
+            name = unicodedata.normalize("NFC", folder.name).lower()
+            name = re.sub(r"[\W_]+", "_", name).strip("_") or "own"
             name += "_own" if name in catalog() else ""
             trees.setdefault(name, []).extend(_read_trees([folder], {"trees": PLAIN_TREES})[:1])
     found = {name: _own(name, each) for name, each in trees.items() if each}

@@ -171,9 +171,10 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for values, group in _several_shares(ledger).groupby(SAME, sort=False):
         shares = dict(list(group.groupby("share")))
-        keys = dict(zip(SAME, values, strict=True), share=min(shares))
-        test = paired(shares[max(shares)], shares[min(shares)])
-        rows += [keys | test] if test else []
+        *smaller, whole = sorted(shares)
+        tests = ((share, paired(shares[whole], shares[share])) for share in smaller)
+        share, test = next((each for each in tests if each[1]), (None, {}))  # with seeds in common
+        rows += [dict(zip(SAME, values, strict=True), share=share) | test] if test else []
     table = with_findings(rows, [*SAME, "share"])
     means = _several_shares(ledger).groupby([*SAME, "share", "seed"])["dice"].mean()
     spread = means.groupby([*SAME, "share"]).agg(["size", "max", "min"]).query("size > 1")
