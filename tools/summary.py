@@ -141,10 +141,8 @@ def findings() -> str:
     table = external.score_table(external.by_tested(ledger)).query("model == 'ultraseg_130k'")
     table = table.set_index(["dataset", "tested", "recipe", "protocol"])
     fall = _fall_by_video("ultraseg_130k")
-    harder = ledger[(ledger[["recipe", "protocol"]] == [*RULES["harder"]]).all(axis=1)]
-    unet_base = (
-        "" if "unet_base" in set(harder["model"]) else " UNet-Base itself we have not trained so."
-    )
+    is_trained = "unet_base" in set(_by_rules(ledger, "harder")["model"])
+    unet_base = "" if is_trained else " UNet-Base itself we have not trained so."
     dice = dice_rows().set_index("title")
     lead = lead_rows().query("other == 'lbunet'").set_index("dataset")
     return FINDINGS.format(
@@ -163,13 +161,18 @@ def findings() -> str:
     )
 
 
+def _by_rules(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the rows of the recipe and protocol that `RULES` calls so."""
+    return ledger[(ledger[["recipe", "protocol"]] == [*RULES[name]]).all(axis=1)]
+
+
 def _fall_by_video(model: str) -> pd.Series:
     """Return the longest trainings by `RULES` "harder" on both splits of ClinicDB: Dice and fall.
 
     Those of `claims.falls_by_video`, with frames and videos: the Dice on either split.
     """
     own = tables.own_scores(committed_ledger()).query("model == @model")
-    own = own[(own[["recipe", "protocol"]] == [*RULES["harder"]]).all(axis=1)]
+    own = _by_rules(own, "harder")
     fall = claims.falls_by_video(own).sort_values("epochs").iloc[-1]
     dice = own[own["epochs"] == fall["epochs"]].groupby("dataset")["dice"].mean()
     sides = {"frames": dice["cvc_clinicdb"], "videos": dice["cvc_clinicdb@sequence"]}
@@ -183,7 +186,7 @@ def _on_both(values: pd.Series) -> str:
 
 def _as_the_paper(ledger: pd.DataFrame) -> dict[str, Any]:
     """Say how near the runs close to the paper's rules are to its Table 3, and to the gains of its Table 5."""
-    again = ledger[(ledger[["recipe", "protocol"]] == [*RULES["again"]]).all(axis=1)]
+    again = _by_rules(ledger, "again")
     levels = tables.main_table(tables.whole_models(again)).dropna(subset="paper_dice")
     apart = (levels["batch_pooled_dice"] - levels["paper_dice"]).abs()
     row = levels.loc[apart.idxmax()]
@@ -271,8 +274,7 @@ def _by_protocol(ledger: pd.DataFrame) -> dict[str, Any]:
         recipe: " and ".join(told(ahead(name, recipe, name), name) for name in BOTH)
         for recipe in ("paper", "strong")
     }
-    elsewhere = [ahead(name, "paper", tested) for name in BOTH for tested in EXTERNAL]
-    elsewhere = pd.concat(elsewhere)
+    elsewhere = pd.concat([ahead(name, "paper", tested) for name in BOTH for tested in EXTERNAL])
     return {"own": own, "low": elsewhere.min(), "high": elsewhere.max()}
 
 

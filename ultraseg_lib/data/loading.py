@@ -213,15 +213,23 @@ def join_frames(frames: list[Frames]) -> Frames:
     )
 
 
-def _cache_key(table: pd.DataFrame, size: int) -> str:
-    """Return a hash over names, sizes and times of every file, so that a changed file is seen."""
-    digest = hashlib.sha256(f"v1 {size}".encode())
+def _stamps(table: pd.DataFrame) -> tuple[tuple[str, int, int], ...]:
+    """Return path, bytes and time of every file; raise DataError for one that is not there."""
+    found = []
     for path in [*table["image"], *table["mask"]]:
         try:
             stat = Path(path).stat()
         except FileNotFoundError:
             raise DataError(f"{path}: file not found; restore it and try again") from None
-        digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        found.append((path, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
+
+
+def _cache_key(table: pd.DataFrame, size: int) -> str:
+    """Return a hash over names, sizes and times of every file, so that a changed file is seen."""
+    digest = hashlib.sha256(f"v1 {size}".encode())
+    for stamp in _stamps(table):
+        digest.update("{} {} {}\n".format(*stamp).encode())
     return digest.hexdigest()[:16]
 
 
@@ -230,19 +238,14 @@ def content_hash(table: pd.DataFrame) -> str:
 
     Raises DataError for a file that is not there.
     """
-    _cache_key(table, 0)
-    files = [Path(path) for path in [*table["image"], *table["mask"]]]
-    stats = [path.stat() for path in files]
-    return _content_hash(
-        tuple((path, s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True))
-    )
+    return _content_hash(_stamps(table))
 
 
 @lru_cache(maxsize=8)
-def _content_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+def _content_hash(stamps: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path, _, _ in files:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for path, _, _ in stamps:
+        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return digest.hexdigest()[:12]
 
 

@@ -73,8 +73,9 @@ OURS = ("ultraseg_108k", "ultraseg_130k")
 AS_WRITTEN = "ultraseg_108k+edb_as_written"
 IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
-SEEDS = 3  # of each model, below which a difference between trainings decides nothing; by two, one
-# claim in five of models that are alike would be decided where trainings scatter as ours do on ETIS
+# Of each model, below which a difference between trainings decides nothing: by two, models that are
+# alike would be told apart in two cases of five where trainings scatter as ours do on ETIS-Larib.
+SEEDS = 3
 FRAMES = 30  # of a kind, below which they decide nothing
 JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table
 

@@ -103,6 +103,7 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `with_single_sets` on all seeds."""
     unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
     joint = unseen["dataset"].isin(JOINT)
     kinds = unseen.assign(joint=joint).groupby(SAME)["joint"].transform("nunique")
@@ -122,9 +123,10 @@ def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
 def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on everything with itself trained on one set, on unseen images.
 
-    ``ledger``: of `by_tested`; see `with_single_sets`, but each pair on the seeds that both have. The
-    two differ in images and in steps, so a difference says nothing of either alone. Columns: recipe, protocol, model, tested, joint, single
-    (the training sets), then those of `tables.with_findings`.
+    ``ledger``: of `by_tested`; see `with_single_sets`, but each pair on the seeds that both have.
+    The two differ in images and in steps, so a difference says nothing of either alone. Columns:
+    recipe, protocol, model, tested, joint, single (the training sets), then those of
+    `tables.with_findings`.
     """
     rows = []
     for values, group in _with_single_sets(ledger).groupby(SAME, sort=False):
