@@ -24,7 +24,7 @@ from ultraseg_lib.data.splits import (
 from ultraseg_lib.paths import SPLITS
 
 COMMITTED = sorted(SPLITS.glob("*.txt"))
-DRAWN = [path for path in COMMITTED if path.stem.endswith(("-random", "-sequence"))]
+DRAWN = [path for path in COMMITTED if not path.stem.endswith(("-official", "-pranet"))]
 
 
 def table_of(count: int, centers: tuple[str, ...] = ("",)) -> pd.DataFrame:
@@ -90,6 +90,13 @@ def test_committed_splits_fit_the_real_datasets(real_data):
     for path in COMMITTED:
         name, scheme = path.stem.split("-")
         assert add_split(found[name].table, name, scheme)["part"].notna().all()
+
+
+@pytest.mark.parametrize(("scheme", "seed"), [("random", 0), ("draw_2", 2), ("draw_3", 4)])
+def test_the_committed_draws_are_those_of_their_seeds(scheme, seed):
+    committed = read_split(split_path("kvasir_seg", scheme))
+    table = pd.DataFrame({"image_id": committed.index, "center": "", "modality": ""})
+    assert split_hash(committed) == split_hash(make_split(table, seed))
 
 
 # --- By sequence, and from published lists ---------------------------------------------------
