@@ -100,13 +100,15 @@ def test_a_complete_run_is_read_not_trained(outputs):
     assert not (run.folder / "checkpoint.pt").exists()
 
 
-def test_patience_stops_a_run_and_the_best_epoch_is_kept(outputs, monkeypatch):
-    scores = iter([0.5, 0.7, 0.6, 0.6, 0.6, 0.6])
-    monkeypatch.setattr("ultraseg_lib.training.validation_dice", lambda *_: next(scores))
+@pytest.mark.parametrize("picked_by", ["val_dice", "val_dice_per_batch"])
+def test_patience_stops_a_run_and_the_best_epoch_is_kept(outputs, monkeypatch, picked_by):
+    scores = [0.5, 0.7, 0.6, 0.6, 0.6, 0.6]
+    rows = iter([{"val_dice": 0.5, "val_dice_per_batch": 0.5} | {picked_by: d} for d in scores])
+    monkeypatch.setattr("ultraseg_lib.training.validation_dice", lambda *_: next(rows))
     run, plan = tiny_run()
     frames = study.load_frames_of("synthetic", plan)
     train, val = study.training_parts(frames, "clean")
-    recipe = replace(RECIPES["paper"], patience=3)
+    recipe = replace(RECIPES["paper"], patience=3, picked_by=picked_by)
     trainer = Trainer(create_model("unet_tiny"), train, val, recipe, 6, 0, run.folder)
     trainer.fit()
     assert len(trainer.history) == 5

@@ -23,7 +23,7 @@ from ultraseg_lib.data.device import DeviceFrames
 from ultraseg_lib.data.loading import Batch, Frames, ahead, to_tensor, training_batches
 from ultraseg_lib.distillation import Distillation
 from ultraseg_lib.losses import deep_supervision_loss
-from ultraseg_lib.metrics import dice_score
+from ultraseg_lib.metrics import batch_pooled_dice, dice_score
 from ultraseg_lib.models import Prediction
 from ultraseg_lib.models.operators import use_fast_operators
 from ultraseg_lib.paths import whole_file
@@ -36,9 +36,10 @@ class Recipe:
     ``schedule``: "cosine" falls from the learning rate to 0; "one_cycle" rises over the first tenth
     of the steps, then falls. ``patience``: epochs without a better Dice before stopping, None for
     never. ``clip``: largest gradient norm. ``average``: decay of the running mean of the weights
-    that is scored (see ``running_mean``). From ``boundary_weight`` on: what a variant of a model
-    changes (see ``variants``); ``edges`` makes the boundary targets, the two weights scale the two
-    kinds of supervised maps in Eq. 5.
+    that is scored (see ``running_mean``). ``picked_by``: the column of the history by which the
+    epoch is picked and patience lost (see ``validation_dice``). From ``boundary_weight`` on: what a
+    variant of a model changes (see ``variants``); ``edges`` makes the boundary targets, the two
+    weights scale the two kinds of supervised maps in Eq. 5.
     """
 
     optimizer: str
@@ -51,6 +52,7 @@ class Recipe:
     patience: int | None = None
     clip: float | None = None
     average: float | None = None
+    picked_by: str = "val_dice"
     boundary_weight: float = 1.0
     region_weight: float = 1.0
     double_sigmoid: bool = False
@@ -169,10 +171,14 @@ def predict_probs(model: nn.Module, images: np.ndarray) -> np.ndarray:
     return maps
 
 
-def validation_dice(model: nn.Module, frames: Frames) -> float:
-    """Return the mean over ``frames`` (one at least) of each image's Dice at threshold 0.5, in [0, 1]."""
-    probs = predict_probs(model, frames.images)
-    return float(np.mean(dice_score(probs >= 128, frames.masks > 0)))
+def validation_dice(model: nn.Module, frames: Frames) -> dict[str, float]:
+    """Return the Dice on ``frames`` (one at least) at threshold 0.5, in [0, 1], by history column.
+
+    ``val_dice`` is the mean over images, ``val_dice_per_batch`` the released code's (see `metrics`).
+    """
+    found, masks = predict_probs(model, frames.images) >= 128, frames.masks > 0
+    per_image = float(np.mean(dice_score(found, masks)))
+    return {"val_dice": per_image, "val_dice_per_batch": batch_pooled_dice(found, masks)}
 
 
 def _make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -274,7 +280,7 @@ class Trainer:
     @property
     def best_epoch(self) -> int:
         """Return the number, from 1, of the first epoch with the highest Dice on ``val``."""
-        scores = [row["val_dice"] for row in self.history]
+        scores = [row[self.recipe.picked_by] for row in self.history]
         return int(np.argmax(scores)) + 1
 
     def fit(self, on_epoch: Callable[[dict[str, float]], None] | None = None) -> None:
@@ -314,12 +320,11 @@ class Trainer:
             raise FloatingPointError(
                 f"epoch {epoch}: the loss is not finite; lower the learning rate"
             )
-        dice = validation_dice(self.evaluated_model, self.val_frames)
         row = {
             "epoch": epoch,
             "learning_rate": self.scheduler.get_last_lr()[0],
             "train_loss": loss,
-            "val_dice": dice,
+            **validation_dice(self.evaluated_model, self.val_frames),
             "seconds": time.perf_counter() - began,
         }
         return row | learned_scalars(self.evaluated_model)
