@@ -8,6 +8,7 @@ import torch
 
 from ultraseg_lib import edges
 from ultraseg_lib.data import load_generated
+from ultraseg_lib.data.augmentation import AUGMENTATIONS
 from ultraseg_lib.data.device import DeviceFrames
 from ultraseg_lib.data.loading import training_batches
 
@@ -23,7 +24,7 @@ def shapes() -> np.ndarray:
     return np.stack([*discs, *slopes, *noise, *empty])
 
 
-@pytest.mark.parametrize("method", ["canny", "morphological"])
+@pytest.mark.parametrize("method", edges.METHODS)
 def test_boundaries_on_the_device_equal_opencv(method):
     masks = shapes()
     expected = edges.boundary_targets(masks, method) > 0
@@ -43,7 +44,7 @@ def test_without_kornia_the_fix_is_told(outputs, monkeypatch):
         DeviceFrames(load_generated("synthetic", 32, 4, 3), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("augmentation", ["paper", "strong", "multiscale"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_batches_equal_those_of_the_cpu(outputs, augmentation):
     pytest.importorskip("kornia", reason="the extra [gpu] is not installed")
     frames = load_generated("synthetic", 64, 24, 3)

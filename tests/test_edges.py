@@ -20,6 +20,7 @@ def square(size: int = 64, start: int = 20, stop: int = 40) -> np.ndarray:
     ("method", "left", "right"),
     [
         ("canny", [17, 18, 19, 20, 21], [37, 38, 39, 40, 41]),
+        ("thin", [19, 20], [39, 40]),
         ("morphological", [18, 19, 20, 21], [38, 39, 40, 41]),
     ],
 )
@@ -35,11 +36,22 @@ def test_canny_is_the_papers_recipe():
     np.testing.assert_array_equal(boundary_target(mask), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_two_methods_have_comparable_area_on_a_disc(method):
+@pytest.mark.parametrize(
+    ("method", "low", "high"), [("canny", 4, 5.5), ("thin", 1.7, 2.5), ("morphological", 4, 5.5)]
+)
+def test_bands_have_their_width_on_a_disc(method, low, high):
     disc = cv2.circle(np.zeros((256, 256), np.uint8), (128, 128), 60, 255, -1)
     circumference = 2 * np.pi * 60
-    assert 4 <= boundary_target(disc, method).sum() / circumference <= 5.5
+    assert low <= boundary_target(disc, method).sum() / circumference <= high
+
+
+def test_the_thin_band_is_about_what_shrinking_leaves_of_a_band():
+    disc = cv2.circle(np.zeros((580, 580), np.uint8), (290, 280), 130, 255, -1)
+    small = cv2.resize(disc, (256, 256), interpolation=cv2.INTER_NEAREST)
+    shrunk = cv2.resize(boundary_target(disc), (256, 256), interpolation=cv2.INTER_NEAREST)
+    canny, thin = (int(boundary_target(small, method).sum()) for method in ("canny", "thin"))
+    assert thin == pytest.approx(int(shrunk.sum()), rel=0.2)
+    assert canny > 2 * shrunk.sum()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -62,7 +74,7 @@ def test_a_polyp_cut_by_the_frame_has_no_boundary_along_the_frame(method):
     mask = np.zeros((64, 64), bool)
     mask[:, :30] = True
     target = boundary_target(mask, method)
-    assert target[:, 28:32].all()
+    assert target[:, 29:31].all()
     assert not target[:, :20].any()
 
 

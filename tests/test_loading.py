@@ -21,6 +21,7 @@ from ultraseg_lib.data.loading import (
     to_batch,
     training_batches,
 )
+from ultraseg_lib.training import RECIPES
 
 
 def load(root, size=32) -> Frames:
@@ -182,7 +183,7 @@ def _inner(area: np.ndarray) -> np.ndarray:
     return np.array([cv2.erode(each.astype(np.uint8), np.ones((3, 3))) for each in area]) > 0
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", sorted({recipe.augmentation for recipe in RECIPES.values()}))
 def test_corners_that_a_rotation_uncovers_are_filled_alike(name):
     masks = np.full((20, 64, 64), 255, np.uint8)  # polyp up to the frame
     images = np.repeat(masks[..., None], 3, axis=3)
@@ -191,6 +192,14 @@ def test_corners_that_a_rotation_uncovers_are_filled_alike(name):
     found = images.max(axis=-1)
     assert found[_inner(background)].max(initial=0) < 128  # no polyp is called background
     assert background.any() == (name == "paper")  # the others mirror both
+
+
+def test_the_released_code_mirrors_a_polyp_into_the_background():
+    masks = np.full((20, 64, 64), 255, np.uint8)
+    images = np.repeat(masks[..., None], 3, axis=3)
+    images, masks = augment(images, masks, "mirrored_image", np.random.default_rng(0))
+    assert (masks == 0).any()
+    assert images.min() == 255
 
 
 def test_multiscale_draws_one_side_a_batch_and_shrinks_both_alike(frames):

@@ -115,6 +115,18 @@ def test_patience_stops_a_run_and_the_best_epoch_is_kept(outputs, monkeypatch, p
     assert trainer.best_epoch == 2
 
 
+def test_the_history_tells_both_dices_of_the_epoch_that_is_kept(outputs):
+    run, plan = tiny_run(epochs=2)
+    run = replace(run, recipe="paper", protocol="released", model="ultraseg_108k+as_released")
+    scores = study.run_once(run, plan)
+    kept = pd.read_csv(run.folder / "history.csv").nlargest(1, "val_dice_per_batch").iloc[0]
+    config = study.read_config(run)
+    assert config["best_epoch"] == kept["epoch"]
+    assert config["batch_pooled_dice"]["synthetic"] == pytest.approx(kept["val_dice_per_batch"])
+    own = scores[scores["test_set"] == "synthetic"]
+    assert own["dice"].mean() == pytest.approx(kept["val_dice"], abs=1e-6)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(outputs):
     run, plan = tiny_run()
     frames = study.load_frames_of("synthetic", plan)

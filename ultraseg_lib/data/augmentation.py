@@ -16,8 +16,8 @@ class Augmentation:
 
     ``small_angle`` and ``any_angle_share``: degrees either way, and how often any angle is drawn
     instead. ``scale``: lowest and highest zoom. ``shift``: pixels at 256. ``brightness``,
-    ``contrast``, ``colour``: relative half-widths. ``sides``: of a batch, as shares of the image's;
-    one is drawn for each batch.
+    ``contrast``, ``colour``: relative half-widths. ``border``, ``mask_border``: OpenCV's way to fill
+    what a turn uncovers. ``sides``: of a batch, as shares of the image's; one is drawn for each.
     """
 
     small_angle: float = 0.0
@@ -29,6 +29,7 @@ class Augmentation:
     contrast: float = 0.0
     colour: float = 0.0
     border: int = cv2.BORDER_CONSTANT
+    mask_border: int = cv2.BORDER_CONSTANT
     sides: tuple[float, ...] = (1.0,)
 
     @property
@@ -47,10 +48,13 @@ STRONG = Augmentation(
     contrast=0.25,
     colour=0.1,
     border=cv2.BORDER_REFLECT_101,
+    mask_border=cv2.BORDER_REFLECT_101,
 )
 AUGMENTATIONS = {
     # Section 4.1 and the released code: rotation within ±10 degrees, horizontal flip.
     "paper": Augmentation(small_angle=10),
+    # The same with a fault of the released code, for the ablation: only the image is mirrored.
+    "mirrored_image": Augmentation(small_angle=10, border=cv2.BORDER_REFLECT_101),
     "strong": STRONG,
     # Smaller images hold smaller polyps, and cost less: multi-scale training, usual in the field.
     "multiscale": replace(STRONG, sides=(0.5, 0.75, 1.0)),
@@ -122,9 +126,9 @@ def _augment_one(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Augment one (S, S, 3) image and its (S, S) mask by the same geometry."""
     warp: Callable[..., np.ndarray] = cv2.warpAffine
-    options = {"dsize": (change.side, change.side), "borderMode": setting.border}
-    image = warp(image, change.matrix, flags=cv2.INTER_LINEAR, **options)
-    mask = warp(mask, change.matrix, flags=cv2.INTER_NEAREST, **options)
+    to = (change.matrix, (change.side, change.side))
+    image = warp(image, *to, flags=cv2.INTER_LINEAR, borderMode=setting.border)
+    mask = warp(mask, *to, flags=cv2.INTER_NEAREST, borderMode=setting.mask_border)
     return (_colour(image, change) if setting.recolours else image), mask
 
 

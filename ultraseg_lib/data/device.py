@@ -54,9 +54,9 @@ class DeviceFrames:
     ) -> Batch:
         rows = rows.to(self.images.device)
         matrices = self._tensor([change.matrix for change in changes])
-        side, border = changes[0].side, setting.border
-        image = _warp(self.images[rows].float(), matrices, side, "bilinear", border)
-        mask = _warp(self.masks[rows].float(), matrices, side, "nearest", border) > 0.5
+        side, fill, mask_fill = changes[0].side, setting.border, setting.mask_border
+        image = _warp(self.images[rows].float(), matrices, side, "bilinear", fill)
+        mask = _warp(self.masks[rows].float(), matrices, side, "nearest", mask_fill) > 0.5
         if setting.recolours:
             image = self._recolour(image, changes)
         boundary = edges.boundary_targets_on_device(mask[:, 0], edge_method)
