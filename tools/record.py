@@ -65,8 +65,8 @@ def _compared(row: pd.Series) -> list[str]:
         return [*cells, "–", "–", "–"]
     difference = row["batch_pooled_dice"] - paper
     levels = row[["dice", "dice_low", "dice_high"]]
-    by_image = _with_interval(*(levels - paper), "{:+.3f}")
-    return [*cells, f"{paper:.4f}", f"{difference:+.3f}", by_image]
+    by_image = _with_interval(*(levels - paper), "{:+z.3f}")
+    return [*cells, f"{paper:.4f}", f"{difference:+z.3f}", by_image]
 
 
 COMPARED = (
@@ -228,7 +228,7 @@ def leads() -> str:
         rows.append([
             *_pair_cells(key, group),
             *(_lead(by_test.loc[name]) if name in by_test.index else "–" for name in tested),
-            *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in (at_home, ours - other)),
+            *("–" if pd.isna(lead) else f"{lead:+z.3f}" for lead in (at_home, ours - other)),
         ])  # fmt: skip
     head = [*PAIR_HEAD, *map(dataset_title, tested)]
     return markdown_table([*head, "own test part, per batch of 4", "paper, per batch of 4"], rows)
@@ -246,7 +246,7 @@ def leads_told() -> str:
 
 
 def _lead(row: pd.Series) -> str:
-    return _with_interval(row["difference"], row["low"], row["high"], "{:+.3f}")
+    return _with_interval(row["difference"], row["low"], row["high"], "{:+z.3f}")
 
 
 def lead_rows() -> pd.DataFrame:
@@ -286,8 +286,8 @@ def lead_summary() -> str:
     """Return `lead_rows` as a table."""
     rows = [
         [
-            dataset_title(row.dataset), model_title(row.other), f"{row.printed:+.3f}",
-            *("–" if pd.isna(lead) else f"{lead:+.3f}" for lead in (row.again, row.harder)),
+            dataset_title(row.dataset), model_title(row.other), f"{row.printed:+z.3f}",
+            *("–" if pd.isna(lead) else f"{lead:+z.3f}" for lead in (row.again, row.harder)),
             *("–" if pd.isna(told) else told for told in (row.again_elsewhere, row.harder_elsewhere)),
         ]
         for row in lead_rows().itertuples()
@@ -321,7 +321,7 @@ def ladder(ledger: pd.DataFrame) -> str:
     rows = [
         [
             dataset_title(row["dataset"]), _setting(row), row["step"], row["seeds"],
-            _lead(row), f"{row['batch']:+.3f}", "–" if pd.isna(row["printed"]) else f"{row['printed']:+.3f}",
+            _lead(row), f"{row['batch']:+z.3f}", "–" if pd.isna(row["printed"]) else f"{row['printed']:+z.3f}",
         ]
         for _, row in ladder_steps(ledger).iterrows()
     ]  # fmt: skip
@@ -359,7 +359,7 @@ def repeats() -> str:
     for path in sorted((outputs_dir("reference") / "repeats").glob("*/*/scores.csv")):
         run_id, how = path.parent.name, path.parent.parent.name
         for row in study.compare_with_record(path.parent).itertuples():
-            levels = (f"{row.committed:.3f}", f"{row.again:.3f}", f"{row.difference:+.3f}")
+            levels = (f"{row.committed:.3f}", f"{row.again:.3f}", f"{row.difference:+z.3f}")
             rows.append([f"`{run_id}`", how, dataset_title(row.test_set), row.images, *levels])
     head = ["run", "repeated", "tested on", "images", "Dice per image", "again", "difference"]
     return (

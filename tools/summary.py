@@ -126,7 +126,7 @@ def write_picture(path: Path) -> None:
 
 FINDINGS = """\
 - **{most} scores that we repeated come back** within {near:g}. Close to its own rules (recipe `paper`, protocol `released`; but our split, and one sigmoid where its code has two), {cells} scores of Table 3 are {apart:.3f} from the printed ones on average; the furthest is {furthest}. UltraSeg-130K itself has {itself}; in brackets the paper's. Of the {gains} gains that its ladder (Table 5) prints for Kvasir-SEG {alike} come back in sign, {clear} with an interval (per image, {seeds}) that leaves out zero; but another seed of UltraSeg-130K alone moves it by up to {seed:.3f}.
-- **What its protocol is worth.** `released` less `clean`, UltraSeg-130K, per image: {own[paper]} by recipe `paper`, {own[strong]} by `strong`. Each seed of `released` is set against the mean of all that `clean` has, so that luck of training is in these numbers, too. Nor need all of it be flattery: `released` also trains on the validation images, and on unseen hospitals, which pick nothing, it is {low:+.3f} to {high:+.3f} by recipe `paper`.
+- **What its protocol is worth.** `released` less `clean`, UltraSeg-130K, per image: {own[paper]} by recipe `paper`, {own[strong]} by `strong`. Each seed of `released` is set against the mean of all that `clean` has, so that luck of training is in these numbers, too. Nor need all of it be flattery: `released` also trains on the validation images, and on unseen hospitals, which pick nothing, it is {low:+z.3f} to {high:+z.3f} by recipe `paper`.
 - **Trained harder** (`strong`, `clean`), UltraSeg-130K reaches the Dice that the paper prints for UNet-Base, {base:.0f} million parameters, on {reached} of {trained} datasets: {beside}. No test image picked the epoch, but a first form of the recipe was tried on a test part of Kvasir-SEG.{unet_base}
 - **Trained alike**, its lead over LB-UNet is {harder} by that recipe; the paper prints {leads}. [More](#results-so-far), over UNet-Tiny too.
 - **Hospitals that no training saw.** Trained on the mixed set ({mixed}) UltraSeg-130K has {unseen}; in brackets the paper's, whose mixed set also held PolypDB.
@@ -181,7 +181,7 @@ def _fall_by_video(model: str) -> pd.Series:
 
 def _on_both(values: pd.Series) -> str:
     """Say a difference on each of the two datasets of `BOTH`."""
-    return " and ".join(f"{values[name]:+.3f} on {dataset_title(name)}" for name in BOTH)
+    return " and ".join(f"{values[name]:+z.3f} on {dataset_title(name)}" for name in BOTH)
 
 
 def _as_the_paper(ledger: pd.DataFrame) -> dict[str, Any]:
@@ -267,8 +267,8 @@ def _by_protocol(ledger: pd.DataFrame) -> dict[str, Any]:
         return sides["released", longest] - sides["clean", longest].mean()
 
     def told(values: pd.Series, name: str) -> str:
-        spread = f" ({values.min():+.3f} to {values.max():+.3f}, {len(values)} seeds)"
-        return f"{values.mean():+.3f}{spread if len(values) > 1 else ''} on {dataset_title(name)}"
+        spread = f" ({values.min():+z.3f} to {values.max():+z.3f}, {len(values)} seeds)"
+        return f"{values.mean():+z.3f}{spread if len(values) > 1 else ''} on {dataset_title(name)}"
 
     own = {
         recipe: " and ".join(told(ahead(name, recipe, name), name) for name in BOTH)

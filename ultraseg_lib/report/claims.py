@@ -74,7 +74,7 @@ AS_WRITTEN = "ultraseg_108k+edb_as_written"
 IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
 # Of each model, below which a difference between trainings decides nothing: by two, models that are
-# alike would be told apart in two cases of five where trainings scatter as ours do on ETIS-Larib.
+# alike would be told apart in one case of five (notebook 12 counts).
 SEEDS = 3
 FRAMES = 30  # of a kind, below which they decide nothing
 JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table
