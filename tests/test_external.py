@@ -154,6 +154,7 @@ def test_figures_have_one_panel_per_test_set(ledger):
         ("mixed@p25", "Mixed set, 25 %"),
         ("polypgen@center_C3", "PolypGen, center C3"),
         ("cvc_clinicdb@sequence", "CVC-ClinicDB, sequence split"),
+        ("kvasir_seg@draw_2", "Kvasir-SEG, draw 2"),
         ("etis_larib", "ETIS-Larib"),
     ],
 )

@@ -15,7 +15,7 @@ from ultraseg_lib.grid import GRIDS
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import ROOT, outputs_dir
-from ultraseg_lib.report import ablation, external, tables
+from ultraseg_lib.report import ablation, draws, external, tables
 from ultraseg_lib.study import Run
 from ultraseg_lib.variants import build_model, model_title
 from ultraseg_lib.weights import shipped_weights
@@ -25,6 +25,7 @@ RULES = {"again": ("paper", "released"), "harder": ("strong", "clean")}  # what 
 BY_RULES = [f"ours, `{recipe}` and `{protocol}`" for recipe, protocol in RULES.values()]
 BOTH = ("kvasir_seg", "cvc_clinicdb")  # trained on by both rules
 SMALL = ("lbunet", "unet_tiny")  # trained on both by both rules, as both UltraSegs
+OTHER_DRAWS = tuple(draws.NAMES.values())[1:]  # have a table of their own
 SIDES = ("ahead", "behind", "undecided")
 
 
@@ -89,6 +90,7 @@ def own_results(ledger: pd.DataFrame) -> str:
 def own_summary(ledger: pd.DataFrame) -> str:
     """Return a row a dataset and model: the paper's Dice, ours by its rules, ours trained harder."""
     levels = tables.main_table(tables.longest_runs(tables.whole_models(ledger)))
+    levels = levels[~levels["dataset"].isin(OTHER_DRAWS)]
     settings = dict(list(levels.groupby(["recipe", "protocol"])))
     keys = ["dataset", "title"]
     papers, harder = (settings[rules].set_index(keys) for rules in RULES.values())
@@ -337,6 +339,22 @@ def _papers_levels() -> pd.DataFrame:
     return pd.concat([own, external.paper_table6().assign(dataset="mixed")])
 
 
+def drawn(ledger: pd.DataFrame) -> str:
+    """Return `draws.draws_table` as a table."""
+    rows = [
+        [
+            draws.DRAWS[row["draw"]], f"{row['tested']:.3f}", f"{row['rest']:.3f}", _lead(row),
+            "–" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}",
+            *("–" if pd.isna(row["dice"]) else cell for cell in (_per_image(row), f"{row['batch_pooled_dice']:.3f}")),
+            f"{row['paper_dice']:.4f}",
+        ]
+        for _, row in draws.draws_table(ledger).iterrows()
+    ]  # fmt: skip
+    head = ["draw", "from outside: test part", "all other images", "difference (95 % interval)"]
+    head += ["seeds", "ours, per image (95 % interval)", "per batch of 4", "paper, per batch of 4"]
+    return markdown_table(head, rows)
+
+
 def choices(ledger: pd.DataFrame) -> str:
     """Return what the recipe, the protocol and the epochs are worth: the same model, the same images."""
     table = tables.choices_table(ledger)
@@ -373,6 +391,7 @@ def cells_run() -> str:
     """Return, by model and dataset, the settings that were run, and how many of the planned ones."""
     planned = study.plan_grids(study.load_profile("reference"), GRIDS)
     finished = study.finished_runs("reference")
+    finished = [run for run in finished if run.dataset not in OTHER_DRAWS]
     datasets = list(dict.fromkeys(run.dataset for run in (*planned, *finished)))
     models = dict.fromkeys(run.model for run in (*planned, *finished))
 

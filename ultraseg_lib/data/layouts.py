@@ -98,6 +98,8 @@ def dataset_title(name: str) -> str:
         return f"{title}, {share} %"
     if not selection:
         return title
+    if selection.startswith("draw_"):
+        return f"{title}, {selection.replace('_', ' ')}"
     center = selection.removeprefix("center_")
     return f"{title}, {selection} split" if center == selection else f"{title}, center {center}"
 
