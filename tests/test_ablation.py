@@ -62,7 +62,8 @@ def test_patience_is_priced_from_a_run_that_went_on(outputs):
         assert (row["dice_then"], row["dice_end"]) == (then, 0.7)
         assert row["cost"] == pytest.approx(0.7 - then)
     figure = ablation.plot_patience([run], ablation.cost_of_patience([run], 3))
-    assert figure.axes[0].lines[1].get_xdata() == [5]
+    stop, then, best = (line.get_xdata()[0] for line in figure.axes[0].lines[1:4])
+    assert (stop, then, best) == (5, 2, 8)
 
 
 def test_every_two_seeds_are_the_yardstick():

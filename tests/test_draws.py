@@ -25,7 +25,7 @@ def test_hardness_is_the_mean_on_the_test_part_less_that_on_the_rest(monkeypatch
         tmp_path / "reference" / draws.OUTSIDE, index=False
     )
     monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path))
-    table = draws.hardness(200).set_index("draw")
+    table = draws.hardness().set_index("draw")
     hard = table.loc["draw_2"]
     assert hard[["images", "tested", "rest"]].tolist() == pytest.approx([200, 0.4, 0.7])
     assert hard[["difference", "low", "high"]].tolist() == pytest.approx([-0.3] * 3)

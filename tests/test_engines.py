@@ -174,7 +174,10 @@ def test_the_estimate_comes_from_runs_of_the_same_model_and_dataset(outputs):
     pd.DataFrame({"seconds": [6.0, 6.0, 90.0]}).to_csv(finished.folder / "history.csv")
     pd.DataFrame().to_csv(finished.folder / "scores.csv")
     assert engines.estimate(plan, [done], jobs=1) == "about 10 min at 1 side by side"
-    text = engines.estimate(plan, [done, other], jobs=2)
+    begun = replace(other, seed=8)
+    begun.folder.mkdir(parents=True)
+    (begun.folder / "history.csv").touch()  # empty: a full disk
+    text = engines.estimate(plan, [done, begun], jobs=2)
     assert text == "about 5 min at 2 side by side, and 1 runs of unknown length"
 
 

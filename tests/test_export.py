@@ -92,6 +92,12 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
     assert [path.name for path in folder.iterdir()] == ["weights.safetensors"]
 
 
+def test_export_without_shipped_weights_names_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ultraseg_lib.weights.shipped_weights", lambda model: {})
+    assert main(["export", "-o", str(tmp_path)]) == 2
+    assert "weights of ultraseg_108k: none shipped" in capsys.readouterr().err
+
+
 def test_export_without_onnx_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     assert main(["export", "--models", "ultraseg_130k", "-o", str(tmp_path)]) == 2

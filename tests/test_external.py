@@ -82,6 +82,13 @@ def test_shares_run_from_the_smallest_to_all(ledger):
     assert external.share_table(ledger[ledger["dataset"] == "mixed"]).empty
 
 
+def test_shares_without_a_training_on_all_are_not_compared(ledger):
+    share = ledger[ledger["dataset"] == "mixed@p25"]
+    parts = pd.concat([share, share.assign(dataset="mixed@p50", run_id="half")])
+    assert external.share_table(parts).empty
+    assert external.share_gains(parts).empty
+
+
 def test_a_share_is_compared_on_the_seeds_of_all_shares(ledger):
     again = rows("ultraseg_130k", "mixed", "etis_larib", [0.0] * 20, seed=1)
     ledger = pd.concat([ledger, external.by_tested(again)])

@@ -14,6 +14,7 @@ import pytest
 from conftest import write_pair
 
 from ultraseg_lib import engines, metrics, study
+from ultraseg_lib.paths import PROFILES
 from ultraseg_lib.report import tables
 
 
@@ -88,6 +89,15 @@ def test_a_run_to_show_is_a_finished_one_first(finished_once, outputs):
     assert study.pick_run(plan, "lbunet") == other
     with pytest.raises(ValueError, match=r"no finished run .*--profile lite"):
         study.pick_run(study.load_profile("lite"), "lbunet")  # hours of training: not unasked
+
+
+def test_a_run_to_show_in_place_of_another_is_no_variant(outputs, monkeypatch):
+    lite = study.load_profile("lite")
+    variant = replace(study.plan_runs(lite)[0], model="ultraseg_108k+fusion_fixed")
+    monkeypatch.setattr(study, "finished_runs", lambda profile: [variant])
+    assert study.pick_run(lite, variant.model) == variant
+    with pytest.raises(ValueError, match="no finished run"):
+        study.pick_run(lite, "ultraseg_130k")
 
 
 def test_a_run_to_show_has_a_test_part_of_its_own(finished_once, outputs, monkeypatch):
@@ -282,6 +292,8 @@ def test_a_half_written_run_is_no_run(outputs):
             "every image of etis_larib is for tests; etis_larib@random trains on a part",
         ),
         ("synthetic_unseen", "every image of synthetic_unseen is for tests$"),
+        ("mixed@random", "'mixed@random' is none; of the mixed set give a share, as mixed@p25"),
+        ("mixed@center_C3", "'mixed@center_C3' is none"),
         ("kvasir_seg@sequnce", "split of kvasir_seg: unknown 'sequnce'; choose from official"),
     ],
 )
@@ -351,6 +363,13 @@ def test_protocols_differ_in_who_picks_the_epoch(outputs):
 def test_unknown_names_list_the_known(argument):
     with pytest.raises(ValueError, match="unknown 'nonsense'; choose from"):
         study.load_profile("demo", **{argument: ["nonsense"]})
+
+
+def test_a_profile_need_not_have_more_grids(monkeypatch, tmp_path):
+    lines = (PROFILES / "lite.yaml").read_text(encoding="utf-8").split("\ngrids:")[0]
+    (tmp_path / "short.yaml").write_text(lines, encoding="utf-8")
+    monkeypatch.setattr("ultraseg_lib.grid.PROFILES", tmp_path)
+    assert study.load_profile("short").grids == {}
 
 
 def test_unknown_profile_lists_the_known():

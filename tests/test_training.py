@@ -25,7 +25,7 @@ from ultraseg_lib.training import (
     task_loss,
     train_step,
 )
-from ultraseg_lib.variants import VARIANTS
+from ultraseg_lib.variants import VARIANTS, build_model
 
 TINY = """
 import os, signal, sys
@@ -182,6 +182,11 @@ def test_a_teacher_adds_its_share_of_the_loss_and_reaches_the_student(name):
     assert student.bottleneck.weight.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in teacher.parameters())
     assert all(weight.grad.abs().sum() > 0 for weight in term.parameters())
+
+
+def test_a_variant_takes_no_shipped_weights_of_the_plain_model():
+    with pytest.raises(FileNotFoundError, match=r"weights of ultraseg_130k\+no_boundary_loss"):
+        build_model("ultraseg_130k+no_boundary_loss", weights="mixed")
 
 
 def test_a_long_gradient_is_cut_to_the_recipe_s_length():

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from ultraseg_lib import study
 from ultraseg_lib.metrics import dice_score
-from ultraseg_lib.models import create_model
 from ultraseg_lib.models.operators import use_fast_operators
 from ultraseg_lib.paths import outputs_dir, whole_file
 from ultraseg_lib.report.draws import DATASET, OUTSIDE, hardness
@@ -34,7 +33,7 @@ def seen_from_outside() -> pd.DataFrame:
     frames = study.load_frames_of(DATASET, study.load_profile("reference"))
     dice = []
     for run in tqdm(outsiders(), disable=None):
-        model = create_model(run.model, weights=run.folder / "weights.safetensors")
+        model = study.load_trained(run)
         use_fast_operators(model)
         dice.append(dice_score(predict_probs(model, frames.images) >= 128, frames.masks > 0))
     return pd.DataFrame(

@@ -532,8 +532,8 @@ One model, one seed; the intervals draw the test images anew, not the training. 
 """
 
 PICKERS = {
-    "clean": "the validation part ({} images, Dice {:.3f})",
-    "released": "the test part ({} images, Dice {:.3f}), as the released code does: its own score is too high",
+    "clean": "the validation part ({} images, {} {:.3f})",
+    "released": "the test part ({} images, {} {:.3f}), as the released code does: its own score is too high",
 }
 LEAKS = {
     "cvc_clinicdb": "The random split puts frames of one video into training and test: the score on"
@@ -577,6 +577,12 @@ def _load_and_better(run: Run) -> tuple[str, str]:
     return load, f" {how} the validation part: [{better}](../{better}/MODEL_CARD.md)."
 
 
+def _picked(run: Run, history: pd.DataFrame, epoch: int) -> tuple[str, float]:
+    """Return the kind of Dice that picked the epoch, and its value."""
+    by = run.training_recipe.picked_by
+    return {"val_dice": "Dice", "val_dice_per_batch": "Dice per batch of 4"}[by], history[by][epoch]
+
+
 def _length(run: Run, history: pd.DataFrame) -> str:
     if len(history) == run.epochs:
         return f"{run.epochs} epochs"
@@ -598,7 +604,7 @@ def model_card(run: Run) -> str:
         size=config["inputs"]["images"]["size"],
         load=load,
         length=_length(run, history),
-        picker=PICKERS[run.protocol].format(images["val"], history["val_dice"][config["best_epoch"]]),
+        picker=PICKERS[run.protocol].format(images["val"], *_picked(run, history, config["best_epoch"])),
         train=images["train"],
         splits=", ".join(f"`{path.relative_to(ROOT)}`" for path in _split_paths(run.dataset)),
         hardware=f"{made['gpu'] or made['cpu']}, {made['threads']} thread(s)",

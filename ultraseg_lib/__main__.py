@@ -352,7 +352,8 @@ def command_export(args: argparse.Namespace) -> int:
 
     for name in args.models or ():
         find_variant(name)  # raises for an unknown name
-    for name in args.models or filter(shipped_weights, ("ultraseg_108k", "ultraseg_130k")):
+    ours = ("ultraseg_108k", "ultraseg_130k")
+    for name in args.models or [name for name in ours if shipped_weights(name)] or ours:
         untrained = args.untrained and not (args.weights or shipped_weights(name))
         weights = None if untrained else find_weights(name, args.weights)
         size = args.size or (trained_size(weights) if weights else IMAGE_SIZE)

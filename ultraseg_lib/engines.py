@@ -234,7 +234,10 @@ class LocalPool:
 
 def _seconds_an_epoch(run: Run) -> float | None:
     path = run.folder / "history.csv"
-    return float(pd.read_csv(path)["seconds"].median()) if path.exists() else None
+    try:
+        return float(pd.read_csv(path)["seconds"].median()) if path.exists() else None
+    except ValueError:  # empty or broken: the run itself will say so
+        return None
 
 
 def estimate(profile: Profile, todo: list[Run], jobs: int) -> str:

@@ -133,6 +133,10 @@ def check_datasets(names: Iterable[str]) -> None:
         if name in WHOLE_TEST_SETS:
             part = "" if name in data.GENERATED else f"; {name}@random trains on a part of it"
             raise ValueError(f"dataset: every image of {name} is for tests{part}")
+        if dataset == "mixed" and not re.fullmatch(r"(p[1-9]\d?)?", selection):
+            raise ValueError(
+                f"dataset: {name!r} is none; of the mixed set give a share, as mixed@p25"
+            )
         if selection and not re.fullmatch(r"p[1-9]\d?|center_[^@]+", selection):
             check_choice(f"split of {dataset}", selection, schemes(dataset))
 
@@ -155,7 +159,7 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     if {"models", "datasets", "recipes", "protocols"} & set(changes):
         values["grids"] = {}
     common = {key: value for key, value in changes.items() if key in ("seeds", "epochs")}
-    grids = {key: [part | common for part in each] for key, each in values.pop("grids").items()}
+    grids = {key: [part | common for part in each] for key, each in values.pop("grids", {}).items()}
     profile = Profile(name=name, grids=grids, **(values | lists))
     if profile.epochs < 1:
         raise ValueError(f"epochs: found {profile.epochs}; give 1 or more")

@@ -526,15 +526,16 @@ def tell_missing(profile: Profile, grid: str = "main", most: int = 12) -> str:
 def pick_run(profile: Profile, model: str) -> Run:
     """Return a run of ``model`` to show: a finished one, the profile's own first.
 
-    Only runs with a test part of their own: the mixed set and shares of a set have none. The demo
-    plans one where none is finished (a minute to train); other profiles show another finished model
+    Only runs with a test part of their own: the mixed set and shares of a set have none. Another
+    model is a plain one, no variant. The demo plans one where none is finished (a minute to train); other profiles show another finished model
     instead. Raises ValueError where no such run is finished.
     """
     planned = [run for run in plan_runs(profile) if run.model == model]
     finished = [run for run in finished_runs(profile.name) if has_own_test_part(run.dataset)]
     same = [run for run in finished if run.model == model]
     soon = planned if profile.name == "demo" else []
-    for run in [*(run for run in planned if run in same), *same, *soon, *finished]:
+    plain = (run for run in finished if "+" not in run.model)
+    for run in [*(run for run in planned if run in same), *same, *soon, *plain]:
         return run
     raise ValueError(
         "no finished run on a dataset with a test part of its own (the mixed set and shares have"

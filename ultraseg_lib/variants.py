@@ -13,6 +13,7 @@ from torch import nn
 
 from ultraseg_lib.choices import check_choice
 from ultraseg_lib.models import MODELS, create_model, find_model
+from ultraseg_lib.weights import find_weights
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def find_variant(name: str) -> tuple[str, Variant]:
 def build_model(name: str, weights: str | Path | None = None) -> nn.Module:
     """Build ``model`` or ``model+variant`` as `create_model` does."""
     model, variant = find_variant(name)
-    return create_model(model, weights=weights, **variant.model)
+    path = None if weights is None else find_weights(name, weights)
+    return create_model(model, weights=path, **variant.model)
 
 
 def model_title(name: str) -> str:

@@ -171,6 +171,12 @@ def ladder_table(ledger: pd.DataFrame) -> pd.DataFrame:
     return table.merge(sizes(LADDER)).merge(paper_table5(), "left", ["model", "dataset"])
 
 
+def step_label(steps: pd.DataFrame) -> pd.Series:
+    """Return the two rungs of each row of `compare` in words: "LB-UNet − UNet-Tiny"."""
+    short = {name: rung.partition(" (")[0].rpartition("= ")[2] for name, rung in LADDER.items()}
+    return steps["model"].map(short) + " − " + steps["baseline"].map(short)
+
+
 def format_ladder(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `ladder_table` as text for reading."""
     if table.empty:
@@ -213,7 +219,7 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
     for colour, (name, paper) in enumerate(paper_table5().groupby("dataset", sort=False)):
         right.plot(paper["paper_dice"], range(len(rungs)), f"{markers[colour]}-", lw=2.5, ms=10,
                    color=PALETTE[colour], label=dataset_title(name))  # fmt: skip
-    left.set(yticks=range(len(rungs)), yticklabels=names, ylim=(len(rungs) - 0.5, -0.5))
+    left.set(yticks=range(len(rungs)), yticklabels=names, ylim=(-0.5, len(rungs) - 0.5))
     left.set(xlabel="Dice", title="ours (seeds)")
     right.set(xlabel="Dice per batch of 4, as printed", title="the paper's Table 5")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
@@ -356,7 +362,7 @@ def cost_of_patience(runs: Iterable[study.Run], patience: int) -> pd.DataFrame:
 
     ``patience``: epochs without a better Dice on the part that picks. Columns: run_id, seed, stop (the
     epoch, the last one where it never would), dice_then and dice_end (the highest Dice up to it, and
-    of all epochs), best_epoch, cost (dice_end - dice_then).
+    of all epochs), best_then and best_epoch (theirs), cost (dice_end - dice_then).
     """
     rows = []
     for run in runs:
@@ -364,9 +370,11 @@ def cost_of_patience(runs: Iterable[study.Run], patience: int) -> pd.DataFrame:
         waited = [epoch - dice[: epoch + 1].argmax() for epoch in range(len(dice))]
         late = np.flatnonzero(np.array(waited) >= patience)
         stop = late[0] if len(late) else len(dice) - 1
-        then, end = dice[: stop + 1].max(), dice.max()
-        rows.append((run.run_id, run.seed, stop + 1, then, end, dice.argmax() + 1, end - then))
-    columns = ["run_id", "seed", "stop", "dice_then", "dice_end", "best_epoch", "cost"]
+        best = dice[: stop + 1].argmax(), dice.argmax()
+        then, end = dice[[*best]]
+        epochs = (stop + 1, best[0] + 1, best[1] + 1)
+        rows.append((run.run_id, run.seed, *epochs, then, end, end - then))
+    columns = ["run_id", "seed", "stop", "best_then", "best_epoch", "dice_then", "dice_end", "cost"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -377,12 +385,21 @@ def plot_patience(runs: Sequence[study.Run], cost: pd.DataFrame) -> Figure:
         history = _history(run)
         axes.plot(history["epoch"], history["val_dice"], lw=2.5, ls=("-", "--", ":")[place % 3],
                   color=PALETTE[place], label=f"seed {run.seed}")  # fmt: skip
-        axes.plot(row.stop, history["val_dice"][row.stop - 1], "X", ms=18, mec="white", mew=1.5,
-                  color=PALETTE[place])  # fmt: skip
-    axes.plot([], [], "X", ms=16, color="0.4", label="early stopping\nwould end here")
+        axes.axvline(
+            row.stop, lw=2, ls=("-", "--", ":")[place % 3], color=PALETTE[place], alpha=0.6
+        )
+        style = {"mec": "white", "mew": 1.5, "color": PALETTE[place], "zorder": 3}
+        axes.plot(row.best_then, row.dice_then, "o", ms=15, **style)
+        axes.plot(row.best_epoch, row.dice_end, "*", ms=22, **style)
+    for mark, words in {
+        "|": "early stopping\nwould end here",
+        "o": "best until then",
+        "*": "best of all",
+    }.items():
+        axes.plot([], [], mark, ms=18, mew=3 if mark == "|" else 0, color="0.4", label=words)
     axes.set(xlabel="epoch", ylabel="Dice on the part that picks", title=setting_title(
         pd.DataFrame([vars(run) for run in runs])))  # fmt: skip
-    axes.set_ylim(bottom=cost["dice_then"].min() - 0.1)
+    axes.set_ylim(bottom=cost["dice_then"].min() - 0.2, top=cost["dice_end"].max() + 0.02)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     figure.suptitle(f"{model_title(runs[0].model)}: what patience costs")
     return figure

@@ -440,21 +440,26 @@ def show_panels(
 ) -> Figure:
     """Show a grid of pictures with row labels; (S, S, 3) is an image, (S, S) a map.
 
-    `rows`: row label to (panel title, picture) pairs; all maps share one scale, named `label`.
+    `rows`: row label to (panel title, picture) pairs; all maps share one scale, named `label`. Where
+    they hold both signs it is white at 0, and a few of the farthest values lie beyond its ends.
     """
     columns = max(map(len, rows.values()))
     figure, grid = plt.subplots(
         len(rows), columns, figsize=(3.9 * columns + 1.2, 4.1 * len(rows) + 0.8), squeeze=False
     )
     maps = [picture for row in rows.values() for _, picture in row if picture.ndim == 2]
-    scale = Normalize(min(each.min() for each in maps), max(each.max() for each in maps))
+    values = np.concatenate([each.ravel() for each in maps])
+    scale, colours = Normalize(values.min(), values.max()), "cividis"
+    if values.min() < 0 < values.max():
+        reach = np.quantile(np.abs(values), 0.98)
+        scale, colours = Normalize(-reach, reach), "PuOr"
     for line, (name, row) in zip(grid, rows.items(), strict=True):
         line[0].set_ylabel(name)
         for axes, (panel, picture) in zip(line, row, strict=True):
-            axes.imshow(picture, cmap="cividis", norm=scale)
+            axes.imshow(picture, cmap=colours, norm=scale)
             axes.set_title(panel)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-    figure.colorbar(ScalarMappable(scale, "cividis"), ax=grid, label=label, shrink=0.85)
+    figure.colorbar(ScalarMappable(scale, colours), ax=grid, label=label, shrink=0.85)
     figure.suptitle(title)
     return figure

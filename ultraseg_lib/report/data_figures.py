@@ -12,10 +12,11 @@ import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ultraseg_lib.data import Frames
 from ultraseg_lib.data.splits import PARTS
-from ultraseg_lib.report.figures import PALETTE, _show, dataset_title
+from ultraseg_lib.report.figures import PALETTE, TRUTH, _outline, _show, dataset_title
 
 PART_COLOURS = dict(zip(PARTS, (PALETTE[0], PALETTE[2], PALETTE[1]), strict=True))
 
@@ -108,12 +109,12 @@ def show_copies(images: Mapping[str, np.ndarray], title: str) -> Figure:
 
 
 def show_pairs(pairs: pd.DataFrame, frames: Mapping[str, Frames], title: str) -> Figure:
-    """Show pairs of images above one another, one column per pair.
+    """Show pairs of images above one another, with their true outlines, one column per pair.
 
     ``pairs``: rows of `audit.near_duplicates`, or of `audit.leaks`, whose parts are then told, the
     tested image above; ``frames``: by dataset name.
     """
-    figure, grid = plt.subplots(2, len(pairs), figsize=(3 * len(pairs), 7.2), squeeze=False)
+    figure, grid = plt.subplots(2, len(pairs), figsize=(4 * len(pairs), 9.2), squeeze=False)
     for column, (_, pair) in enumerate(pairs.iterrows()):
         sides = "ba" if pair.get("part_b") == "test" else "ab"
         for axes, side in zip(grid[:, column], sides, strict=True):
@@ -122,6 +123,7 @@ def show_pairs(pairs: pd.DataFrame, frames: Mapping[str, Frames], title: str) ->
             words = f"{pair[f'part_{side}']}: " if f"part_{side}" in pair else ""
             words += str(pair[f"image_id_{side}"])[-17:]
             _show(axes, found.images[row], words, "small")
+            _outline(axes, found.masks[row] > 0, TRUTH)
     figure.suptitle(title)
     return figure
 
@@ -148,8 +150,11 @@ def plot_sequences(table: pd.DataFrame, splits: Mapping[str, pd.Series], title: 
     colours = ListedColormap(list(PART_COLOURS.values()))
     for axes, (name, parts) in zip(grid.flat, splits.items(), strict=True):
         strip = _part_strip(table, parts)
-        axes.pcolormesh(strip, cmap=colours, vmin=0, vmax=2, edgecolors="white", lw=1.5)
-        axes.set(title=name, xlabel="frame of the sequence", yticks=[])
+        ends = (np.arange(size + 1) + 0.5 for size in strip.shape[::-1])  # frame 1 stands at 1
+        axes.pcolormesh(*ends, strip, cmap=colours, vmin=0, vmax=2, edgecolors="white", lw=1.5)
+        axes.set(title=name, xlabel="frame of the sequence")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
     grid[0, 0].invert_yaxis()
     grid[0, 0].set_ylabel("sequence")
     handles = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
@@ -159,12 +164,14 @@ def plot_sequences(table: pd.DataFrame, splits: Mapping[str, pd.Series], title: 
 
 
 def plot_copied_dice(scores: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Show the Dice of copied masks (`audit.copied_dice`), one box with its points per split."""
+    """Show the Dice of copied masks (`audit.copied_dice`), points with their mean per split."""
     long = pd.concat([pd.DataFrame({"split": k, "dice": v}) for k, v in scores.items()])
     figure, axes = plt.subplots(figsize=(10, 1.6 + 1.1 * len(scores)))
-    sns.boxplot(long, x="dice", y="split", ax=axes, color="white", linecolor="black", fliersize=0)
-    sns.stripplot(long, x="dice", y="split", hue="split", ax=axes, size=8, alpha=0.7, legend=False,
+    sns.stripplot(long, x="dice", y="split", hue="split", ax=axes, size=9, alpha=0.7, legend=False,
                   palette=PALETTE[: len(scores)])  # fmt: skip
+    means = [np.mean(each) for each in scores.values()]
+    axes.plot(means, range(len(means)), "|", ms=55, mew=4, color="black", label="mean")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     axes.set(
         xlabel="Dice of the copied mask, one point per test frame", ylabel="", xlim=(-0.03, 1.03)
     )

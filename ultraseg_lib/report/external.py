@@ -144,7 +144,8 @@ def _several_shares(ledger: pd.DataFrame) -> pd.DataFrame:
     joint = longest_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
     share = joint["dataset"].map(lambda name: split_share(name)[1]).astype(float)
     joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
-    return joint[joint.groupby(SAME)["share"].transform("nunique") > 1]
+    shares = joint.groupby(SAME)["share"]
+    return joint[(shares.transform("nunique") > 1) & (shares.transform("max") == 100)]
 
 
 def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -270,7 +271,8 @@ def plot_joint(table: pd.DataFrame) -> Figure:
 
 def plot_training_sets(table: pd.DataFrame) -> Figure:
     """Show Dice of each model by what it was trained on: `score_table` of `with_single_sets`."""
-    labels = table["dataset"].map(dataset_title) + ", " + table["epochs"].astype(str) + " epochs"
+    whole = table["dataset"].replace(dict.fromkeys(GENERATED, "everything"))
+    labels = whole.map(dataset_title) + ", " + table["epochs"].astype(str) + " epochs"
     setting = (
         table["title"] + ", recipe " + table["recipe"] + ", " + table["protocol"] + " protocol"
     )

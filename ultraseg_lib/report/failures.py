@@ -39,7 +39,7 @@ FAILED = 0.3  # Dice below which an image counts as failed
 SIDES = LinearSegmentedColormap.from_list("sides", ["#542788", "0.5", "#e08214"])  # inside, outside
 BARS = {"inside": "inside the polyp", "outside": "outside the polyp", "lost": "not found (FN)",
         "extra": "painted wrongly (FP)"}  # fmt: skip
-PICTURE_DPI = 64  # pages of pictures: notebooks stay small, files are saved larger
+PICTURE_DPI = 80  # pages of pictures: notebooks stay small, files are saved larger
 
 
 # --- which runs, which images -----------------------------------------------------------------

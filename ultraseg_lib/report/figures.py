@@ -111,7 +111,7 @@ def _outline(axes: Axes, mask: np.ndarray, colour: str, style: str = "-") -> Non
 def describe(row: pd.Series) -> list[str]:
     """Return where an image comes from, its center and modality, else the end of its name."""
     words = [str(row[key]).replace("_", " ") for key in ("center", "modality") if row[key]]
-    return words or [str(row["image_id"])[-10:]]
+    return words or [str(row["image_id"])[-17:]]
 
 
 def show_samples(frames: Frames, rows: Sequence[int], columns: int = 4) -> Figure:
@@ -140,13 +140,14 @@ def show_batch(image: np.ndarray, mask: np.ndarray, boundary: np.ndarray, datase
     return figure
 
 
-def plot_history(history: pd.DataFrame, title: str) -> Figure:
+def plot_history(history: pd.DataFrame, kept: int, title: str) -> Figure:
     """Show a run's loss and validation Dice over the epochs, with the epoch that was kept."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8))
-    best = history.loc[history["val_dice"].idxmax()]
-    left.plot(history["epoch"], history["train_loss"], lw=3, color=PALETTE[0])
+    best = history.set_index("epoch", drop=False).loc[kept]
+    mark = "o-" if len(history) <= 30 else "-"
+    left.plot(history["epoch"], history["train_loss"], mark, lw=3, color=PALETTE[0])
     left.set(xlabel="epoch", ylabel="training loss (Eq. 5)")
-    right.plot(history["epoch"], history["val_dice"], lw=3, color=PALETTE[1])
+    right.plot(history["epoch"], history["val_dice"], mark, lw=3, color=PALETTE[1])
     right.plot(best["epoch"], best["val_dice"], "o", ms=12, color="black")
     right.annotate("kept", (best["epoch"], best["val_dice"]), (0, -28), textcoords="offset points",
                    ha="center")  # fmt: skip
@@ -250,7 +251,7 @@ def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figu
     ``table``: of `tables.with_findings` or `ablation.beside_seeds`, with a column label.
     ``against``: what was subtracted.
     """
-    figure, axes = plt.subplots(figsize=(12, 2.4 + 0.6 * len(table)))
+    figure, axes = plt.subplots(figsize=(12, 3.4 + 0.6 * len(table)))
     for verdict, (colour, marker, filled) in VERDICTS.items():
         shown = (table["verdict"] == verdict).to_numpy()
         part = table[shown]
@@ -262,9 +263,8 @@ def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figu
     axes.axvline(0, color="black", lw=1.5)
     axes.set(yticks=range(len(table)), yticklabels=table["label"], ylim=(len(table) - 0.5, -0.5))
     axes.xaxis.set_major_locator(MaxNLocator(6))  # labels that do not touch
-    grey = "\ngrey: between two seeds" if (table["verdict"] == SEED_ALONE).any() else ""
-    axes.set_xlabel(f"difference in Dice to {against}, image by image{grey}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+    axes.set_xlabel(f"difference in Dice, image by image,\nto {against}")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(title)
     return figure
 

@@ -215,7 +215,8 @@ def plot_batch_drift(table: pd.DataFrame, in_list_order: pd.Series, title: str) 
     groups = [table.loc[table["batch"] == size, "dice"] for size in in_list_order.index]
     middles = [group.median() for group in groups]
     for at, group in enumerate(groups):
-        axes.plot([at, at], [group.min(), group.max()], lw=12, color=BLUE, alpha=0.4)
+        axes.plot([at, at], [group.min(), group.max()], lw=12, color=BLUE, alpha=0.4,
+                  solid_capstyle="butt")  # fmt: skip
     axes.plot(sizes, middles, lw=3, color=BLUE, label="shuffled orders: median and range")
     axes.plot(sizes, in_list_order, "D", ms=10, color=VERMILION, label="order of the list")
     axes.set(xlabel="images per batch", ylabel="batch-pooled Dice", title=title)
@@ -328,12 +329,18 @@ def show_distances(
     rims = [metrics.boundary_pixels(each) for each in (pred, mask)]
     points = [np.argwhere(rim) for rim in rims]
     away = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
-    rows, columns = np.concatenate(points).T
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), width_ratios=(4, 5))
     left.imshow(mask, cmap="Greys", vmin=0, vmax=5)
-    nearest = np.concatenate([away.min(axis=1), away.min(axis=0)])
-    shown = left.scatter(columns, rows, c=nearest, s=22, cmap="cividis", vmin=0, vmax=8)
-    left.set_title("grey: truth; dots: both boundaries")
+    style = {"cmap": "cividis", "vmin": 0, "vmax": 8}
+    for (rows, columns), distance, marker, size in zip(
+        (each.T for each in points),
+        (away.min(axis=1), away.min(axis=0)),
+        "os",
+        (40, 14),
+        strict=True,
+    ):
+        shown = left.scatter(columns, rows, size, distance, marker=marker, **style)
+    left.set_title("grey: truth. Large dots: predicted\nboundary; small: the true one")
     left.set_axis_off()
     bar = figure.colorbar(shown, ax=left, shrink=0.85, extend="max")
     bar.set_label("distance to the\nother boundary (px)", labelpad=12)
@@ -357,7 +364,7 @@ def _plot_sorted(axes: Axes, curves: dict[str, NDArray]) -> None:
     axes.axvline(95, color="0.4", lw=1)
     axes.annotate("95 %", (95, 0.3), (-22, 0), xycoords=("data", "axes fraction"),
                   textcoords="offset points", ha="right", color="0.4")  # fmt: skip
-    axes.set(xlabel="pixels, nearest first (%)", ylabel="distance (px)")
+    axes.set(xlabel="pixels, nearest first (%)", ylabel="distance (px)", xlim=(70, 101))
 
 
 def plot_hausdorff(full: NDArray, p95: NDArray, diagonal: float, title: str) -> Figure:
