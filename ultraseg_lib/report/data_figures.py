@@ -171,7 +171,7 @@ def plot_copied_dice(scores: Mapping[str, np.ndarray], title: str) -> Figure:
                   palette=PALETTE[: len(scores)])  # fmt: skip
     means = [np.mean(each) for each in scores.values()]
     axes.plot(means, range(len(means)), "|", ms=55, mew=4, color="black", label="mean")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=0.4)
     axes.set(
         xlabel="Dice of the copied mask, one point per test frame", ylabel="", xlim=(-0.03, 1.03)
     )

@@ -364,7 +364,7 @@ def _plot_sorted(axes: Axes, curves: dict[str, NDArray]) -> None:
     axes.axvline(95, color="0.4", lw=1)
     axes.annotate("95 %", (95, 0.3), (-22, 0), xycoords=("data", "axes fraction"),
                   textcoords="offset points", ha="right", color="0.4")  # fmt: skip
-    axes.set(xlabel="pixels, nearest first (%)", ylabel="distance (px)", xlim=(70, 101))
+    axes.set(xlabel="pixels, nearest first (%)", ylabel="distance (px)", xlim=(50, 101))
 
 
 def plot_hausdorff(full: NDArray, p95: NDArray, diagonal: float, title: str) -> Figure:
