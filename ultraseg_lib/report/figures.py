@@ -188,26 +188,16 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     """
     figure, axes = plt.subplots(figsize=(10.5, 6))
     table = table.assign(x=table["model"].map(parameters) / 1e6).sort_values("x")
-    for ours, part in table.groupby(table["model"].str.startswith("ultraseg")):
-        fmt, size, colour = ("*", 20, PALETTE[3]) if ours else ("o", 11, PALETTE[0])
-        axes.errorbar(part["x"], part["dice"], error_bars(part), fmt=fmt, ms=size, color=colour,
-                      capsize=5)  # fmt: skip
-        axes.plot(part["x"], part["batch_pooled_dice"], **PER_BATCH)
-        axes.plot(part["x"], part["paper_dice"], **PER_BATCH_PAPER)
-    x = table["x"].to_list()
-    for place, row in enumerate(table.itertuples()):
-        # Names alternate, the lower lean away from neighbours: they do not meet.
-        above = place % 2 == 1
-        close = [side for side, other in (("right", place + 1), ("left", place - 1))
-                 if 0 <= other < len(x) and 1 / 1.35 < x[other] / row.x < 1.35]  # fmt: skip
-        end, offset, side = (row.dice_high, 8, "bottom") if above else (row.dice_low, -8, "top")
-        axes.annotate(row.title, (row.x, end), (0, offset), textcoords="offset points",
-                      ha=close[0] if close and not above else "center", va=side, size="small")  # fmt: skip
+    for name, part in table.groupby("model", sort=False):
+        colour, marker = model_style(name)
+        axes.errorbar(part["x"], part["dice"], error_bars(part), fmt=marker, ms=13, color=colour,
+                      capsize=5, lw=2.5, label=part["title"].iloc[0])  # fmt: skip
+    axes.plot(table["x"], table["batch_pooled_dice"], **PER_BATCH)
+    axes.plot(table["x"], table["paper_dice"], **PER_BATCH_PAPER)
     axes.set(xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice")
     low, high = axes.get_xlim()
-    axes.set_xlim(low / 1.8, high * 1.8)
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom - 0.1 * (top - bottom), top + 0.1 * (top - bottom))
+    axes.set_xlim(low / 1.3, high * 1.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -238,7 +228,7 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
     """Show Dice of every model with its 95 % interval, best at the top."""
     ordered = table.sort_values("dice")
     figure, axes = plt.subplots(figsize=(10, 1.2 + 0.75 * len(ordered)))
-    colours = [PALETTE[3] if n.startswith("ultraseg") else PALETTE[0] for n in ordered["model"]]
+    colours = [model_style(name)[0] for name in ordered["model"]]
     axes.barh(ordered["title"], ordered["dice"], xerr=error_bars(ordered), color=colours, capsize=5)
     axes.set(xlabel="Dice, mean over images and seeds, 95 % interval", xlim=(0, 1))
     axes.set_title(setting_title(ordered))
