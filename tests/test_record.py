@@ -16,6 +16,8 @@ from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, read_split, split_path
 from ultraseg_lib.paths import ROOT
+from ultraseg_lib.report import draws
+from ultraseg_lib.report.tables import main_table
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
 
@@ -72,7 +74,9 @@ def test_short_table_of_the_front_page_repeats_the_long_one():
     assert {(row["dataset"], row["model"]) for row in short} == {
         key[:2]
         for key in long
-        if "," not in key[1] and "(ST)" not in key[1]  # variants
+        if "," not in key[1]
+        and "(ST)" not in key[1]  # variants
+        and ", draw " not in key[0]  # in a table of their own
     }
     for row in short:
         for recipe, protocol in (("paper", "released"), ("strong", "clean")):
@@ -161,10 +165,21 @@ def test_steps_of_the_ladder_stand_beside_the_printed_ones():
     assert all("−" in row["step"] for row in steps)
 
 
+def test_every_draw_of_the_split_stands_beside_what_was_trained_on_it():
+    rows = table_of(block("draws"))
+    assert [row["draw"] for row in rows] == list(draws.DRAWS.values())
+    trained = main_table(record.committed_ledger().query(draws.TRAINED)).set_index("dataset")
+    for row, dataset in zip(rows, draws.NAMES.values(), strict=True):
+        assert row["per batch of 4"] == f"{trained['batch_pooled_dice'][dataset]:.3f}"
+        assert row["seeds"] == str(trained["seeds"][dataset])
+
+
 def test_every_finished_run_stands_in_its_cell_and_gaps_show():
     head, *rows = cells(block("cells"))
     by_model = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     for run in study.finished_runs("reference"):
+        if run.dataset in record.OTHER_DRAWS:
+            continue
         cell = by_model[model_title(run.model)][dataset_title(run.dataset)]
         assert f"{run.recipe}/{run.protocol}" in cell
     assert by_model["UNet-Base"]["Kvasir-SEG"] == "0 of 4"  # two recipes, two protocols

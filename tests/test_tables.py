@@ -48,9 +48,9 @@ def test_a_choice_is_compared_on_the_same_images_and_seeds():
     assert row["label"] == "recipe: strong − paper (clean, 12 epochs)"
     assert row["verdict"] == tables.ONE_SEED
     again = choices.assign(verdict=[tables.NO_FINDING])
-    axes = figures.plot_differences(again, "the other").axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [row["label"]]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["no finding"]
+    figure = figures.plot_differences(again, "the other")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row["label"]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no finding"]
 
 
 def test_one_choice_at_a_time_is_compared():
