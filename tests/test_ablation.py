@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ultraseg_lib import study
 from ultraseg_lib.metrics import dice_score
-from ultraseg_lib.report import ablation
+from ultraseg_lib.report import ablation, figures
 from ultraseg_lib.training import WEIGHT_COLUMN, predict_probs
 
 
@@ -64,6 +64,18 @@ def test_patience_is_priced_from_a_run_that_went_on(outputs):
     figure = ablation.plot_patience([run], ablation.cost_of_patience([run], 3))
     stop, then, best = (line.get_xdata()[0] for line in figure.axes[0].lines[1:4])
     assert (stop, then, best) == (5, 2, 8)
+
+
+def test_the_reach_of_another_seed_lies_behind_each_difference():
+    ledger = pd.concat([own("lbunet", np.array(LOW) + 0.1 * seed, seed=seed) for seed in range(2)])
+    pair = ablation.compare(pd.concat([ledger, own("unet_tiny", LOW)]), [("lbunet", "unet_tiny")])
+    steps = ablation.beside_seeds(
+        pair.assign(label=ablation.step_label(pair)), ablation.compare_seeds(ledger, ["lbunet"])
+    )
+    assert steps["label"].iloc[0] == "LB-UNet − UNet-Tiny"
+    figure = figures.plot_differences(steps, "the rung before")
+    reach = [bar for bar in figure.axes[0].patches if bar.get_width()]
+    assert [(bar.get_x(), bar.get_width()) for bar in reach] == [pytest.approx((-0.1, 0.2))]
 
 
 def test_every_two_seeds_are_the_yardstick():

@@ -155,6 +155,15 @@ def test_connections_are_one_point_each():
     assert {tuple(point) for point in points.astype(int)} == {(i, o) for o, i in np.argwhere(seen)}
 
 
+def test_panels_of_both_signs_are_white_at_zero():
+    signed = np.linspace(-1, 3, 64).reshape(8, 8)
+    figure = af.show_panels({"row": [("map", signed)]}, "title", "factor")
+    shown = figure.axes[0].images[0]
+    low, high = shown.get_clim()
+    assert -low == high < 3
+    assert shown.cmap(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.05)
+
+
 def test_panels_share_one_scale():
     rows = {
         "one": [

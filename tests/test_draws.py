@@ -8,20 +8,23 @@ import pytest
 from tools.draws import outsiders
 from ultraseg_lib import study
 from ultraseg_lib.data.splits import read_split, split_path
+from ultraseg_lib.paths import ROOT
 from ultraseg_lib.report import draws
 
 
 def test_outsiders_saw_no_image_of_the_dataset():
     runs = outsiders()
-    assert len(runs) >= 5
+    table = pd.read_csv(ROOT / "outputs/reference" / draws.OUTSIDE, index_col="image_id")
+    assert list(table.columns) == [run.run_id for run in runs]
+    assert set(table.index) == set(read_split(split_path(draws.DATASET)).index)
     assert not [run for run in runs if run.dataset.startswith((draws.DATASET, "mixed"))]
 
 
 def test_hardness_is_the_mean_on_the_test_part_less_that_on_the_rest(monkeypatch, tmp_path):
     parts = read_split(split_path(draws.DATASET, "draw_2"))
-    dice = np.where(parts == "test", 0.4, 0.7)
+    dice = np.where(parts == "test", 0.3, 0.6)
     (tmp_path / "reference").mkdir()
-    pd.DataFrame({"image_id": parts.index, "dice": dice}).to_csv(
+    pd.DataFrame({"image_id": parts.index, "one": dice, "two": dice + 0.2}).to_csv(
         tmp_path / "reference" / draws.OUTSIDE, index=False
     )
     monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path))
@@ -45,5 +48,5 @@ def test_a_draw_without_a_training_is_shown_without_it():
     assert table["dice"]["random"] == pytest.approx(plain["dice"].mean())
     figure = draws.plot_draws(table.reset_index())
     labels = [each.get_text() for each in figure.axes[0].get_yticklabels()]
-    assert labels[1] == "second draw"
+    assert labels[1:] == ["second draw\n(1 seed)", "third draw\n(not run)"]
     plt.close(figure)

@@ -165,6 +165,29 @@ def test_steps_of_the_ladder_stand_beside_the_printed_ones():
     assert all("−" in row["step"] for row in steps)
 
 
+def test_a_card_names_what_a_variant_changes_and_the_dice_that_picked():
+    name = "ultraseg_130k+as_released-kvasir_seg-paper-released-e100-s0"
+    run = study.parse_run_id("reference", name)
+    history = pd.read_csv(run.folder / "history.csv", index_col="epoch")["val_dice_per_batch"]
+    card = card_of(run)
+    assert "Recipe `paper` with `double_sigmoid` True, `edges` thin" in card
+    assert f"Epoch {history.idxmax()} is shipped" in card
+    assert f"Dice per batch of 4 {history.max():.3f})" in card
+
+
+def test_every_training_close_to_the_rules_stands_in_one_table():
+    rows = table_of(block("trainings"))
+    wanted = [
+        run
+        for run in study.finished_runs("reference")
+        if run.model.startswith("ultraseg_130k") and run.dataset in draws.NAMES.values()
+        and (run.recipe, run.protocol) == record.RULES["again"]
+    ]  # fmt: skip
+    assert len(rows) == len(wanted) >= 8
+    first = next(row for row in rows if row["training"] == "UltraSeg-130K")
+    assert (first["test part"], first["seed"]) == ("first draw", "0")
+
+
 def test_every_draw_of_the_split_stands_beside_what_was_trained_on_it():
     rows = table_of(block("draws"))
     assert [row["draw"] for row in rows] == list(draws.DRAWS.values())

@@ -17,6 +17,7 @@ from ultraseg_lib.data.loading import Batch, to_batch
 from ultraseg_lib.distillation import Distillation
 from ultraseg_lib.losses import deep_supervision_loss
 from ultraseg_lib.models import Prediction, create_model
+from ultraseg_lib.report.figures import plot_history
 from ultraseg_lib.training import (
     RECIPES,
     Trainer,
@@ -123,6 +124,11 @@ def test_the_history_tells_both_dices_of_the_epoch_that_is_kept(outputs):
     config = study.read_config(run)
     assert config["best_epoch"] == kept["epoch"]
     assert config["batch_pooled_dice"]["synthetic"] == pytest.approx(kept["val_dice_per_batch"])
+    figure = plot_history(
+        pd.read_csv(run.folder / "history.csv"), "val_dice_per_batch", config["best_epoch"], "t"
+    )
+    dot = figure.axes[1].lines[1]
+    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (kept["epoch"], kept["val_dice_per_batch"])
     own = scores[scores["test_set"] == "synthetic"]
     assert own["dice"].mean() == pytest.approx(kept["val_dice"], abs=1e-6)
 

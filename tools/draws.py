@@ -1,10 +1,9 @@
 """How hard is a test part? Kvasir-SEG seen from outside, by models that were trained elsewhere.
 
 ``python -m tools.draws`` scores all its images and writes ``outputs/reference/seen_from_outside.csv``
-(image_id, and the mean over the models of its Dice); `report.draws` compares the draws by it.
+(image_id, and its Dice by each model, a column a run); `report.draws` compares the draws by it.
 """
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -29,16 +28,15 @@ def outsiders() -> list[study.Run]:
 
 
 def seen_from_outside() -> pd.DataFrame:
-    """Score every image of the dataset by each of `outsiders`: image_id, and the mean Dice."""
+    """Score every image of the dataset by each of `outsiders`: image_id, and its Dice by run_id."""
     frames = study.load_frames_of(DATASET, study.load_profile("reference"))
-    dice = []
+    dice = {}
     for run in tqdm(outsiders(), disable=None):
         model = study.load_trained(run)
         use_fast_operators(model)
-        dice.append(dice_score(predict_probs(model, frames.images) >= 128, frames.masks > 0))
-    return pd.DataFrame(
-        {"image_id": frames.table["image_id"], "dice": np.mean(dice, axis=0).round(4)}
-    )
+        found = predict_probs(model, frames.images) >= 128
+        dice[run.run_id] = dice_score(found, frames.masks > 0).round(4)
+    return pd.DataFrame({"image_id": frames.table["image_id"], **dice})
 
 
 if __name__ == "__main__":

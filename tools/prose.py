@@ -115,6 +115,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "elsewhere": lambda: record.elsewhere_results(record.committed_ledger()),
     "leads_told": record.leads_told,
     "leads": record.leads,
+    "trainings": lambda: record.trainings(record.committed_ledger()),
     "draws": lambda: record.drawn(record.committed_ledger()),
     "choices": lambda: record.choices(record.committed_ledger()),
     "ladder": lambda: record.ladder(record.committed_ledger()),

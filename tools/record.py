@@ -17,7 +17,7 @@ from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import ROOT, outputs_dir
 from ultraseg_lib.report import ablation, draws, external, tables
 from ultraseg_lib.study import Run
-from ultraseg_lib.variants import build_model, model_title
+from ultraseg_lib.variants import build_model, find_variant, model_title
 from ultraseg_lib.weights import shipped_weights
 
 OURS = ("ultraseg_130k", "ultraseg_108k")
@@ -355,6 +355,26 @@ def drawn(ledger: pd.DataFrame) -> str:
     return markdown_table(head, rows)
 
 
+def trainings(ledger: pd.DataFrame) -> str:
+    """Return every training of UltraSeg-130K on Kvasir-SEG close to the paper's rules: a row a run."""
+    own = tables.own_scores(ledger[ledger["dataset"].isin(draws.NAMES.values())])
+    own = own[own["model"].str.partition("+")[0] == "ultraseg_130k"]
+    own = own[(own[["recipe", "protocol"]] == [*RULES["again"]]).all(axis=1)]
+    rows = []
+    for run_id, scores in own.groupby("run_id"):
+        run = study.parse_run_id("reference", run_id)
+        epochs = len(pd.read_csv(run.folder / "history.csv"))
+        levels = scores["dice"].mean(), scores["batch_pooled_dice"].mean()
+        draw = next(draws.DRAWS[draw] for draw, name in draws.NAMES.items() if name == run.dataset)
+        rows.append(
+            [model_title(run.model), draw, run.seed, epochs, *(f"{each:.3f}" for each in levels)]
+        )
+    head = ["training", "test part", "seed", "epochs", "Dice per image", "per batch of 4"]
+    return markdown_table(
+        head, sorted(rows, key=lambda row: (row[0], row[1] != "first draw", *row[1:3]))
+    )
+
+
 def choices(ledger: pd.DataFrame) -> str:
     """Return what the recipe, the protocol and the epochs are worth: the same model, the same images."""
     table = tables.choices_table(ledger)
@@ -511,7 +531,7 @@ with torch.inference_mode():
 
 ## Training
 
-Recipe `{recipe}`, {length}, seed {seed}, on {train} images. Epoch {best_epoch} is shipped, picked on {picker}. The split: {splits}. {minutes:.0f} minutes on {hardware}, {commits}. To repeat it: `.venv/bin/python -m ultraseg_lib study --profile {profile} --only {run_id} --data DIR`.
+Recipe `{recipe}`{changed}, {length}, seed {seed}, on {train} images. Epoch {best_epoch} is shipped, picked on {picker}. The split: {splits}. {minutes:.0f} minutes on {hardware}, {commits}. To repeat it: `.venv/bin/python -m ultraseg_lib study --profile {profile} --only {run_id} --data DIR`.
 
 Trained on, with what is known of each licence; the weights follow it.{absent}
 
@@ -577,6 +597,13 @@ def _load_and_better(run: Run) -> tuple[str, str]:
     return load, f" {how} the validation part: [{better}](../{better}/MODEL_CARD.md)."
 
 
+def _changed(run: Run) -> str:
+    """Say what a variant changes of the recipe."""
+    changes = find_variant(run.model)[1].recipe
+    told = ", ".join(f"`{name}` {value}" for name, value in changes.items())
+    return f" with {told}" if told else ""
+
+
 def _picked(run: Run, history: pd.DataFrame, epoch: int) -> tuple[str, float]:
     """Return the kind of Dice that picked the epoch, and its value."""
     by = run.training_recipe.picked_by
@@ -603,6 +630,7 @@ def model_card(run: Run) -> str:
         parameters=count_parameters(build_model(run.model)),
         size=config["inputs"]["images"]["size"],
         load=load,
+        changed=_changed(run),
         length=_length(run, history),
         picker=PICKERS[run.protocol].format(images["val"], *_picked(run, history, config["best_epoch"])),
         train=images["train"],

@@ -133,7 +133,7 @@ def check_datasets(names: Iterable[str]) -> None:
         if name in WHOLE_TEST_SETS:
             part = "" if name in data.GENERATED else f"; {name}@random trains on a part of it"
             raise ValueError(f"dataset: every image of {name} is for tests{part}")
-        if dataset == "mixed" and not re.fullmatch(r"(p[1-9]\d?)?", selection):
+        if dataset == "mixed" and not re.fullmatch(r"mixed(@p[1-9]\d?)?", name):
             raise ValueError(
                 f"dataset: {name!r} is none; of the mixed set give a share, as mixed@p25"
             )

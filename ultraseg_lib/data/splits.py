@@ -1,7 +1,7 @@
 """Which image trains, which validates, which tests: fixed, committed, and hashed into every result.
 
 A split file ``data/splits/<dataset>-<scheme>.txt`` holds one line an image: part, tab, image_id.
-Schemes: ``random`` (drawn image by image), ``draw_2`` and ``draw_3`` (drawn anew, by seeds 2 and 4),
+Schemes: ``random`` (drawn image by image), ``draw_2`` and ``draw_3`` (drawn anew, by seeds 2 and 4: seed + 1 draws val),
 ``sequence`` (drawn by whole sequences), ``official`` (the test list that the dataset's authors
 publish), ``pranet`` (the lists of PraNet, which many papers use).
 A new one: ``write_split(make_split(table), split_path(dataset))``.

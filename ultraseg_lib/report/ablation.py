@@ -276,7 +276,7 @@ def kept_weights(runs: Iterable[study.Run]) -> pd.DataFrame:
     tables = []
     for run in runs:
         history = _history(run)
-        tosses = _coin_tosses(run, history)[history["val_dice"].idxmax()]
+        tosses = _coin_tosses(run, history)[study.read_config(run)["best_epoch"] - 1]
         starts = learned_scalars(build_model(run.model))
         kept = learned_scalars(build_model(run.model, run.folder / "weights.safetensors"))
         names = [column.removeprefix(WEIGHT_COLUMN) for column in starts]

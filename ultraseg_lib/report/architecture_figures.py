@@ -449,10 +449,10 @@ def show_panels(
     )
     maps = [picture for row in rows.values() for _, picture in row if picture.ndim == 2]
     values = np.concatenate([each.ravel() for each in maps])
-    scale, colours = Normalize(values.min(), values.max()), "cividis"
+    scale, colours, ends = Normalize(values.min(), values.max()), "cividis", "neither"
     if values.min() < 0 < values.max():
         reach = np.quantile(np.abs(values), 0.98)
-        scale, colours = Normalize(-reach, reach), "PuOr"
+        scale, colours, ends = Normalize(-reach, reach), "PuOr", "both"
     for line, (name, row) in zip(grid, rows.items(), strict=True):
         line[0].set_ylabel(name)
         for axes, (panel, picture) in zip(line, row, strict=True):
@@ -460,6 +460,7 @@ def show_panels(
             axes.set_title(panel)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-    figure.colorbar(ScalarMappable(scale, colours), ax=grid, label=label, shrink=0.85)
+    bar = ScalarMappable(scale, colours)
+    figure.colorbar(bar, ax=grid, label=label, shrink=0.85, extend=ends)
     figure.suptitle(title)
     return figure

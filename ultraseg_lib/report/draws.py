@@ -9,12 +9,12 @@ from scipy import stats
 from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import read_split, split_path
 from ultraseg_lib.paths import outputs_dir
-from ultraseg_lib.report.figures import PALETTE, PER_BATCH
-from ultraseg_lib.report.tables import error_bars, main_table, paper_table3
+from ultraseg_lib.report.figures import PER_BATCH, model_style
+from ultraseg_lib.report.tables import error_bars, longest_runs, main_table, paper_table3
 
 DATASET = "kvasir_seg"
 DRAWS = {
-    "random": "first draw (all other results)",
+    "random": "first draw",
     "draw_2": "second draw",
     "draw_3": "third draw",
 }
@@ -29,7 +29,7 @@ def hardness() -> pd.DataFrame:
     Columns: draw, images (of the test part), tested and rest (mean Dice on it and on all other
     images), difference, low and high (its 95 % interval by Welch).
     """
-    dice = pd.read_csv(outputs_dir("reference") / OUTSIDE, index_col="image_id")["dice"]
+    dice = pd.read_csv(outputs_dir("reference") / OUTSIDE, index_col="image_id").mean(axis=1)
     rows = []
     for draw in DRAWS:
         in_test = read_split(split_path(DATASET, draw)).reindex(dice.index) == "test"
@@ -46,7 +46,7 @@ def draws_table(ledger: pd.DataFrame) -> pd.DataFrame:
 
     More columns: those of `tables.main_table`, NaN for a draw on which none was trained, paper_dice.
     """
-    trained = main_table(ledger.query(TRAINED))
+    trained = main_table(longest_runs(ledger.query(TRAINED)))
     draw_of = {name: draw for draw, name in NAMES.items()}
     trained = trained.assign(draw=trained["dataset"].map(draw_of)).dropna(subset="draw")
     printed = paper_table3().query("dataset == @DATASET and title == 'UltraSeg-130K'")
@@ -62,10 +62,13 @@ def plot_draws(table: pd.DataFrame) -> Figure:
     left.errorbar(table["difference"], y, xerr=bars, fmt="s", ms=12, lw=3, capsize=6, color="0.4")
     left.axvline(0, color="black", lw=1.5)
     left.set(yticks=y, ylim=(len(table) - 0.5, -0.5), title="models trained elsewhere")
-    left.set_yticklabels(table["draw"].map(DRAWS).str.replace(" (", "\n("))
+    seeds = table["seeds"].map(
+        lambda n: "not run" if np.isnan(n) else f"{n:.0f} seed{'s' * (n > 1)}"
+    )
+    left.set_yticklabels(table["draw"].map(DRAWS) + "\n(" + seeds + ")")
     left.set_xlabel("Dice: test part less all other images\n(left: a harder test part)")
     right.errorbar(table["dice"], y, xerr=error_bars(table), fmt="o", ms=12, lw=3, capsize=6,
-                   color=PALETTE[0], label="per image")  # fmt: skip
+                   color=model_style("ultraseg_130k")[0], label="per image")  # fmt: skip
     right.plot(table["batch_pooled_dice"], y, **PER_BATCH, label="per batch of 4")
     right.axvline(table["paper_dice"].iloc[0], color="black", ls="--", lw=2,
                   label="the paper,\nper batch of 4")  # fmt: skip

@@ -140,16 +140,16 @@ def show_batch(image: np.ndarray, mask: np.ndarray, boundary: np.ndarray, datase
     return figure
 
 
-def plot_history(history: pd.DataFrame, kept: int, title: str) -> Figure:
-    """Show a run's loss and validation Dice over the epochs, with the epoch that was kept."""
+def plot_history(history: pd.DataFrame, picked_by: str, kept: int, title: str) -> Figure:
+    """Show a run's loss and the Dice that picks over the epochs, with the epoch that was kept."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8))
     best = history.set_index("epoch", drop=False).loc[kept]
     mark = "o-" if len(history) <= 30 else "-"
     left.plot(history["epoch"], history["train_loss"], mark, lw=3, color=PALETTE[0])
     left.set(xlabel="epoch", ylabel="training loss (Eq. 5)")
-    right.plot(history["epoch"], history["val_dice"], mark, lw=3, color=PALETTE[1])
-    right.plot(best["epoch"], best["val_dice"], "o", ms=12, color="black")
-    right.annotate("kept", (best["epoch"], best["val_dice"]), (0, -28), textcoords="offset points",
+    right.plot(history["epoch"], history[picked_by], mark, lw=3, color=PALETTE[1])
+    right.plot(best["epoch"], best[picked_by], "o", ms=12, color="black")
+    right.annotate("kept", (best["epoch"], best[picked_by]), (0, -28), textcoords="offset points",
                    ha="center")  # fmt: skip
     right.set(xlabel="epoch", ylabel="Dice on the frames\nthat pick the epoch", ylim=(0, 1))
     for axes in (left, right):
