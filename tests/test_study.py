@@ -294,7 +294,10 @@ def test_a_half_written_run_is_no_run(outputs):
         ("synthetic_unseen", "every image of synthetic_unseen is for tests$"),
         ("mixed@random", "'mixed@random' is none; of the mixed set give a share, as mixed@p25"),
         ("mixed@center_C3", "'mixed@center_C3' is none"),
-        ("kvasir_seg@sequnce", "split of kvasir_seg: unknown 'sequnce'; choose from draw_2, draw_3, official"),
+        (
+            "kvasir_seg@sequnce",
+            "split of kvasir_seg: unknown 'sequnce'; choose from draw_2, draw_3, official",
+        ),
     ],
 )
 def test_a_dataset_that_cannot_be_trained_on_is_named(dataset, reason):
