@@ -15,7 +15,7 @@ from ultraseg_lib.report import draws
 def test_outsiders_saw_no_image_of_the_dataset():
     runs = outsiders()
     table = pd.read_csv(ROOT / "outputs/reference" / draws.OUTSIDE, index_col="image_id")
-    assert list(table.columns) == [run.run_id for run in runs]
+    assert list(table.columns) == [run.run_id for run in runs], "renew: python -m tools.draws"
     assert set(table.index) == set(read_split(split_path(draws.DATASET)).index)
     assert not [run for run in runs if run.dataset.startswith((draws.DATASET, "mixed"))]
 

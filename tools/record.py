@@ -35,6 +35,11 @@ def committed_ledger() -> pd.DataFrame:
     return study.read_ledger("reference")
 
 
+def by_rules(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the rows of the recipe and protocol that `RULES` calls so."""
+    return ledger[(ledger[["recipe", "protocol"]] == [*RULES[name]]).all(axis=1)]
+
+
 def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Return a table as Markdown."""
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -359,7 +364,7 @@ def trainings(ledger: pd.DataFrame) -> str:
     """Return every training of UltraSeg-130K on Kvasir-SEG close to the paper's rules: a row a run."""
     own = tables.own_scores(ledger[ledger["dataset"].isin(draws.NAMES.values())])
     own = own[own["model"].str.partition("+")[0] == "ultraseg_130k"]
-    own = own[(own[["recipe", "protocol"]] == [*RULES["again"]]).all(axis=1)]
+    own = by_rules(own, "again")
     rows = []
     for run_id, scores in own.groupby("run_id"):
         run = study.parse_run_id("reference", run_id)

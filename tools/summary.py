@@ -13,6 +13,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from tools.record import (
     BOTH,
     RULES,
+    by_rules,
     card_scores,
     committed_ledger,
     ladder_steps,
@@ -144,7 +145,7 @@ def findings() -> str:
     table = external.score_table(external.by_tested(ledger)).query("model == 'ultraseg_130k'")
     table = table.set_index(["dataset", "tested", "recipe", "protocol"])
     fall = _fall_by_video("ultraseg_130k")
-    is_trained = "unet_base" in set(_by_rules(ledger, "harder")["model"])
+    is_trained = "unet_base" in set(by_rules(ledger, "harder")["model"])
     unet_base = "" if is_trained else " UNet-Base itself we have not trained so."
     dice = dice_rows().set_index("title")
     lead = lead_rows().query("other == 'lbunet'").set_index("dataset")
@@ -174,18 +175,13 @@ def _other_draws() -> str:
     )
 
 
-def _by_rules(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the rows of the recipe and protocol that `RULES` calls so."""
-    return ledger[(ledger[["recipe", "protocol"]] == [*RULES[name]]).all(axis=1)]
-
-
 def _fall_by_video(model: str) -> pd.Series:
     """Return the longest trainings by `RULES` "harder" on both splits of ClinicDB: Dice and fall.
 
     Those of `claims.falls_by_video`, with frames and videos: the Dice on either split.
     """
     own = tables.own_scores(committed_ledger()).query("model == @model")
-    own = _by_rules(own, "harder")
+    own = by_rules(own, "harder")
     fall = claims.falls_by_video(own).sort_values("epochs").iloc[-1]
     dice = own[own["epochs"] == fall["epochs"]].groupby("dataset")["dice"].mean()
     sides = {"frames": dice["cvc_clinicdb"], "videos": dice["cvc_clinicdb@sequence"]}
@@ -199,7 +195,7 @@ def _on_both(values: pd.Series) -> str:
 
 def _as_the_paper(ledger: pd.DataFrame) -> dict[str, Any]:
     """Say how near the runs close to the paper's rules are to its Table 3, and to the gains of its Table 5."""
-    again = _by_rules(ledger, "again")
+    again = by_rules(ledger, "again")
     levels = tables.main_table(tables.whole_models(again)).dropna(subset="paper_dice")
     apart = (levels["batch_pooled_dice"] - levels["paper_dice"]).abs()
     row = levels.loc[apart.idxmax()]

@@ -526,9 +526,9 @@ def tell_missing(profile: Profile, grid: str = "main", most: int = 12) -> str:
 def pick_run(profile: Profile, model: str) -> Run:
     """Return a run of ``model`` to show: a finished one, the profile's own first.
 
-    Only runs with a test part of their own: the mixed set and shares of a set have none. Another
-    model is a plain one, no variant. The demo plans one where none is finished (a minute to train); other profiles show another finished model
-    instead. Raises ValueError where no such run is finished.
+    Only runs with a test part of their own: the mixed set and shares of a set have none. The demo
+    plans one where none is finished (a minute to train); other profiles show another finished model
+    instead, a plain one, no variant. Raises ValueError where no such run is finished.
     """
     planned = [run for run in plan_runs(profile) if run.model == model]
     finished = [run for run in finished_runs(profile.name) if has_own_test_part(run.dataset)]

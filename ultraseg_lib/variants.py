@@ -35,8 +35,8 @@ VARIANTS = {
     "no_region_loss": Variant("no region loss", recipe={"region_weight": 0.0}),
     "double_sigmoid": Variant("double sigmoid", recipe={"double_sigmoid": True}),
     "morphological_edges": Variant("morphological edges", recipe={"edges": "morphological"}),
-    # Recipe "paper" as the released code trains, in all in which it differs, its faults included: see
-    # outputs/reference/README.md. It counts the best epoch itself, so that nine more end a run.
+    # Recipe "paper" with all in which the released code's training differs, faults included: see
+    # outputs/reference/README.md. That code counts the best epoch too, so that nine more end a run.
     "as_released": Variant(
         "trained as its code does",
         recipe={

@@ -114,7 +114,7 @@ def show_pairs(pairs: pd.DataFrame, frames: Mapping[str, Frames], title: str) ->
     ``pairs``: rows of `audit.near_duplicates`, or of `audit.leaks`, whose parts are then told, the
     tested image above; ``frames``: by dataset name.
     """
-    figure, grid = plt.subplots(2, len(pairs), figsize=(4 * len(pairs), 9.2), squeeze=False)
+    figure, grid = plt.subplots(2, len(pairs), figsize=(3.2 * len(pairs), 7.6), squeeze=False)
     for column, (_, pair) in enumerate(pairs.iterrows()):
         sides = "ba" if pair.get("part_b") == "test" else "ab"
         for axes, side in zip(grid[:, column], sides, strict=True):
