@@ -80,7 +80,7 @@ make_environment() {
     local python conda
     python=$(find_python)
     if [ -n "$python" ]; then
-        "$python" -m venv .venv || fail "$python has no venv; on Debian or Ubuntu: apt install python3-venv"
+        "$python" -m venv --clear .venv || fail "$python has no venv; on Debian or Ubuntu: apt install python3-venv"
         return
     fi
     conda=$(command -v mamba || command -v conda || true)
@@ -109,7 +109,7 @@ set_up() {
     wanted=$(cat requirements.lock pyproject.toml | cksum)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
     echo "== set-up (once, a few minutes)"
-    [ -x .venv/bin/python ] && new_enough .venv/bin/python || make_environment
+    [ -x .venv/bin/python ] && new_enough .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 || make_environment
     install_packages || fail "the packages could not be installed; read the lines above"
     echo "$wanted" >"$stamp"
 }

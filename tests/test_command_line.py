@@ -15,6 +15,7 @@ import pytest
 
 from ultraseg_lib import check, notebooks, study
 from ultraseg_lib.__main__ import main
+from ultraseg_lib.grid import CHOSEN
 from ultraseg_lib.paths import ROOT, data_dir, outputs_dir
 
 
@@ -129,6 +130,21 @@ def test_script_passes_its_options_on(tmp_path, words, told):
     assert done.stdout == told.format(here=tmp_path, study=copy) + "\n", done.stderr
 
 
+def test_script_makes_a_half_made_environment_anew(tmp_path):
+    """As Debian leaves one without python3-venv: a Python, and no pip."""
+    script, half = copy_of_script(tmp_path), tmp_path / ".venv" / "bin" / "python"
+    half.parent.mkdir(parents=True)
+    half.write_text('#!/bin/sh\n[ "$2" = pip ] && exit 1\nexit 0\n')
+    half.chmod(0o755)
+    new = tmp_path / "python3"
+    new.write_text('#!/bin/sh\n[ "$2" = venv ] && echo "made anew: $*" && exit 1\nexit 0\n')
+    new.chmod(0o755)
+    env = os.environ | {"ULTRASEG_PYTHON": str(new)}
+    done = subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True)
+    assert "made anew: -m venv --clear .venv" in done.stdout
+    assert done.returncode == 2
+
+
 def test_script_refuses_an_old_python(tmp_path):
     """A copy without an environment, on a machine whose only Python is 3.8 and without conda."""
     old = tmp_path / "bin" / "python3"
@@ -218,8 +234,11 @@ def test_a_misspelt_dataset_is_told_before_the_benchmark(kvasir, monkeypatch, ca
     assert "dataset: unknown 'kvasir'" in capsys.readouterr().err
 
 
-def test_a_folder_for_a_file_is_told_before_the_benchmark(tmp_path, monkeypatch, capsys):
+def test_a_benchmark_replaces_no_file_and_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ultraseg_lib.deploy.benchmark.benchmark", lambda **_: 1 / 0)
+    (tmp_path / "earlier.json").write_text("half an hour of work")
+    assert main(["bench", "-o", str(tmp_path / "earlier.json")]) == 2
+    assert "earlier.json: is there already; remove it, or name another" in capsys.readouterr().err
     assert main(["bench", "-o", str(tmp_path)]) == 2
     assert f"--output {tmp_path}: is a folder; name a file in it" in capsys.readouterr().err
 
@@ -349,6 +368,25 @@ def test_a_failed_run_or_notebook_fails_the_whole(
     assert f"1 notebooks run, {len(failed_notebooks)} failed" in told
     kept = pd.read_csv(outputs / "demo" / "minutes.csv", index_col="notebook")["minutes"]
     assert kept.to_dict() == {"02_build": 1.23, "demo": 2.0, "figures": 2.0}
+
+
+def test_what_the_user_chose_holds_in_the_notebooks_too(monkeypatch, capsys, outputs):
+    """Else the demo's notebooks would train, side by side, the runs that were not chosen."""
+    planned = {}
+
+    def in_a_notebook(*_: object) -> tuple[dict, dict]:
+        planned.update(
+            {name: study.plan_runs(study.load_profile(name)) for name in ("demo", "lite")}
+        )
+        return {}, {}
+
+    monkeypatch.setenv(CHOSEN, "{}")
+    monkeypatch.setattr("ultraseg_lib.engines.run_study", lambda *_: {})
+    monkeypatch.setattr(notebooks, "run_notebooks", in_a_notebook)
+    whole = study.plan_runs(study.load_profile("lite"))
+    assert main(["run", "--only", "05", "--models", "lbunet", "--epochs", "2"]) == 0
+    assert {(run.model, run.epochs) for run in planned["demo"]} == {("lbunet", 2)}
+    assert planned["lite"] == whole
 
 
 def test_a_record_is_shown_and_never_trained(monkeypatch, capsys, outputs):

@@ -6,7 +6,7 @@ from ledgers import HIGH, LOW, rows
 
 from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import MIXED
-from ultraseg_lib.report import external
+from ultraseg_lib.report import external, tables
 from ultraseg_lib.report.tables import compare_pairs
 
 
@@ -38,9 +38,10 @@ def test_the_papers_mixed_number_stands_only_beside_all_of_its_sets(ledger):
     assert few.loc["etis_larib", "paper_dice"] == 0.6821
     all_four = external.joint_table(scores, MIXED).set_index("tested")
     assert all_four.loc["mixed", "paper_dice"] == 0.8038
-    text = external.format_scores(few.reset_index())
-    assert "–" in text["paper's Dice"].tolist()
-    assert set(text["seeds"]) == {1}
+    text = tables.shown(few.reset_index(), external.SCORES, external.TOLD)
+    assert text["trained on"].tolist() == ["Mixed set"] * len(text)
+    assert "–" in text["paper"].tolist()
+    assert set(text["seeds"]) == {"1"}
 
 
 def test_everything_is_compared_with_one_set_on_unseen_images_only(ledger):
@@ -116,10 +117,10 @@ def test_a_set_or_share_with_other_seeds_takes_nothing_from_the_others(ledger):
 
 
 def test_a_gain_from_one_seed_has_no_verdict(ledger):
-    text = external.format_gains(external.share_gains(ledger))
+    text = tables.shown(external.share_gains(ledger), external.GAINS, external.TOLD)
     assert text["verdict"].tolist() == ["one seed: no verdict"]
     assert text["another seed"].tolist() == ["–"]
-    assert external.format_gains(external.share_gains(ledger[ledger["dataset"] == "mixed"])).empty
+    assert external.share_gains(ledger[ledger["dataset"] == "mixed"]).empty
 
 
 @pytest.mark.parametrize(("drop", "verdict"), [(0.1, "differs"), (0.3, "no finding")])
@@ -128,7 +129,7 @@ def test_a_gain_is_a_finding_where_it_is_larger_than_what_another_seed_does(ledg
     gains = external.share_gains(pd.concat([ledger, again]))
     assert gains["difference"].tolist() == pytest.approx([0.2])
     assert gains["seed_spread"].tolist() == pytest.approx([drop])
-    assert external.format_gains(gains)["verdict"].tolist() == [verdict]
+    assert gains["verdict"].tolist() == [verdict]
 
 
 def test_figures_have_one_panel_per_test_set(ledger):

@@ -448,7 +448,7 @@ def test_bad_arguments_give_one_line_and_leave_nothing(run, tmp_path, monkeypatc
         (tmp_path / "text.avi", (), "text.avi: neither an image"),
         (tmp_path / "zero.mp4", (), "zero.mp4: neither an image"),
         ("camera:7", (), "camera:7: no such camera"),
-        (images, ("--backend", "abacus"), "'abacus' is not installed; here are eager"),
+        (images, ("--backend", "abacus"), "unknown 'abacus'; choose from eager"),
         (images, ("--model", "ultraseg"), "model: unknown 'ultraseg'; choose from"),
         (images, ("--weights", "moon"), "weights of ultraseg_130k: 'moon' is no file"),
         (images, ("--model", "lbunet"), "no weights of lbunet"),

@@ -53,7 +53,7 @@ def in_files() -> set[str]:
         found |= set(DECIMAL.findall(path.read_text().replace(",", " ")))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ULTRASEG_OUTPUTS", raising=False)
-        ours = tables.format_main_table(tables.main_table(study.read_ledger("reference")))
+        ours = tables.shown(tables.main_table(study.read_ledger("reference")), tables.MAIN)
     return found | set(DECIMAL.findall(ours.to_csv().replace(",", " ")))
 
 

@@ -15,7 +15,7 @@ from conftest import write_pair
 
 from ultraseg_lib import engines, metrics, study
 from ultraseg_lib.paths import PROFILES
-from ultraseg_lib.report import tables
+from ultraseg_lib.report import ablation, tables
 
 
 def tiny_plan(**changes) -> study.Profile:
@@ -62,14 +62,13 @@ def test_a_study_fills_the_ledger_to_the_column(finished):
     assert sorted(table["model"]) == ["lbunet", "unet_tiny"]
     assert (table["seeds"] == 2).all()
     assert table["paper_dice"].isna().all()  # generated images stand in no table of the paper
-    assert len(tables.format_main_table(table)) == 2
+    assert len(tables.shown(table, tables.MAIN)) == 2
     assert [len(group) for group in tables.groups(table)] == [2]
 
     ledger = study.read_ledger("demo")
-    pair = tables.paired_table(ledger).iloc[0]
-    assert {pair["model_a"], pair["model_b"]} == {"LB-UNet", "UNet-Tiny"}
-    means = table.set_index("title")["dice"]
-    assert pair["difference"] == pytest.approx(means[pair["model_a"]] - means[pair["model_b"]])
+    pair = ablation.compare(ledger, [("lbunet", "unet_tiny")]).iloc[0]
+    means = table.set_index("model")["dice"]
+    assert pair["difference"] == pytest.approx(means["lbunet"] - means["unet_tiny"])
     assert pair["low"] <= pair["difference"] <= pair["high"]
 
 

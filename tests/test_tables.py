@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from ledgers import HIGH, LOW, own, rows
 
 from ultraseg_lib import study
-from ultraseg_lib.report import figures, tables
+from ultraseg_lib.report import ablation, figures, tables
+
+PAIR = [("lbunet", "unet_tiny")]
 
 
 def test_only_whole_sets_and_whole_models_stand_in_the_main_table():
@@ -79,8 +82,16 @@ def test_levels_count_a_miss_and_average_seeds():
     assert (row["seeds"], row["images"], row["dice"]) == (2, 2, pytest.approx(0.6))
     assert row["dice_sd"] == pytest.approx(0.1 * 2**1.5 / 2)  # of 0.7 and 0.5
     assert row["miss_rate"] == pytest.approx(1 / 3)  # of the three images with a polyp
-    assert tables.format_main_table(table)["Dice ± sd"].tolist() == ["0.600 ± 0.141"]
-    assert tables.format_main_table(table)["paper"].tolist() == ["–"]
+    text = tables.shown(table, tables.MAIN).iloc[0]
+    assert (text["Dice"], text["sd over seeds"], text["paper"]) == ("0.600", "0.141", "–")
+
+
+def test_a_table_for_reading_has_the_columns_that_are_there_in_the_order_asked_for():
+    table = pd.DataFrame({"dice": [0.5, np.nan], "low": -0.0001, "high": 0.2, "extra": 1})
+    text = tables.shown(table, ["low high", "hd95", "dice"])
+    assert text.columns.tolist() == ["95 % interval", "Dice"]
+    assert text["Dice"].tolist() == ["0.500", "not run"]
+    assert text["95 % interval"][0] == "+0.000 to +0.200"  # not -0.000
 
 
 def test_scores_on_other_images_are_refused_by_the_names_of_their_runs():
@@ -99,22 +110,22 @@ def test_every_model_of_table_3_has_a_look_of_its_own():
 
 def test_two_models_are_compared_on_the_seeds_that_both_have():
     ledger = pd.concat([own("lbunet", HIGH), own("lbunet", LOW, seed=1), own("unet_tiny", LOW)])
-    pair = tables.paired_table(ledger).iloc[0]
-    assert (pair["model_a"], pair["model_b"], pair["seeds"]) == ("LB-UNet", "UNet-Tiny", 1)
+    pair = ablation.compare(ledger, PAIR).iloc[0]
+    assert (pair["title"], pair["baseline"], pair["seeds"]) == ("LB-UNet", "unet_tiny", 1)
     assert pair["difference"] == pytest.approx(0.2)  # seed 0 only; over all seeds it is 0.1
     apart = pd.concat([own("lbunet", HIGH), own("unet_tiny", LOW, seed=1)])
-    assert tables.paired_table(apart).empty
+    assert ablation.compare(apart, PAIR).empty
 
 
 def test_a_finding_holds_for_the_models_and_for_their_seeds():
     seeds = [own("lbunet", HIGH), own("lbunet", LOW, seed=1)]
     seeds += [own("unet_tiny", LOW), own("unet_tiny", LOW, seed=1)]
-    pair = tables.paired_table(pd.concat(seeds)).iloc[0]
+    pair = ablation.compare(pd.concat(seeds), PAIR).iloc[0]
     assert pair["p_holm"] < 0.05  # the means over both seeds differ on every image
     assert pair["low"] == 0  # but the interval draws seed 1 twice, too
     assert pair["verdict"] == tables.NO_FINDING
     seeds[1] = own("lbunet", HIGH, seed=1)
-    pair = tables.paired_table(pd.concat(seeds)).iloc[0]
+    pair = ablation.compare(pd.concat(seeds), PAIR).iloc[0]
     assert pair["verdict"] == tables.DIFFERS
 
 

@@ -169,6 +169,17 @@ def test_the_listing_goes_on_past_a_broken_dataset(one, tmp_path, monkeypatch, c
     assert main(["data", "--json"]) == 2
 
 
+def test_the_audit_goes_on_past_a_broken_dataset(one, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path))
+    _, mask = one("kvasir_seg")
+    mask.unlink()
+    one("etis_larib")
+    assert main(["data", "audit"]) == 1
+    told = capsys.readouterr().out
+    assert "etis_larib       1" in told
+    assert "kvasir_seg: not audited: " in told
+
+
 @pytest.mark.parametrize(
     ("name", "empty"), [("cvc_clinicdb", 0), ("polypgen", 126), ("etis_larib", 0)]
 )

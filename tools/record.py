@@ -1,7 +1,7 @@
 """The committed record told in Markdown: ours beside the paper's, what is not run, model cards."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ultraseg_lib.models import MODELS
 from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import ROOT, outputs_dir
 from ultraseg_lib.report import ablation, draws, external, tables
+from ultraseg_lib.report.tables import LEVEL, READ, SIGNED, Form
 from ultraseg_lib.study import Run
 from ultraseg_lib.variants import build_model, find_variant, model_title
 from ultraseg_lib.weights import shipped_weights
@@ -46,50 +47,45 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> 
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
-def _with_interval(mean: float, low: float, high: float, form: str = "{:.3f}") -> str:
-    return f"{form.format(mean)} ({form.format(low)} to {form.format(high)})"
+def told(
+    table: pd.DataFrame, columns: Iterable[str], read: Mapping[str, tuple[str, Form]] = READ
+) -> str:
+    """Return columns of a table as Markdown; see `tables.shown`."""
+    text = tables.shown(table, columns, read)
+    return markdown_table(text.columns, text.to_numpy())
 
 
-def _setting(row: pd.Series) -> str:
-    return f"{row['recipe']}, {row['epochs']}, {row['protocol']}"
+def _cell(row: pd.Series, key: str) -> str:
+    """Return columns of one row as one text; see `tables.READ`."""
+    return tables.cells(row.to_frame().T, READ[key][1], *key.split())[0]
 
 
-def _per_image(row: pd.Series) -> str:
-    return _with_interval(*(row[name] for name in ("dice", "dice_low", "dice_high")))
+def _per_batch(dice: float, seeds: int) -> str:
+    return f"{dice:.3f}{f' (mean of {seeds:.0f} seeds)' if seeds > 1 else ''}"
 
 
-def _per_batch(row: pd.Series) -> str:
-    several = f" (mean of {row['seeds']} seeds)" if row["seeds"] > 1 else ""
-    return f"{row['batch_pooled_dice']:.3f}{several}"
+def _beside_paper(levels: pd.DataFrame) -> pd.DataFrame:
+    """Return levels with their differences to paper_dice, of which that per image has an interval."""
+    apart = {
+        f"{name}_apart": levels[name] - levels["paper_dice"] for name in (BATCH, *IMAGE.split())
+    }
+    return levels.assign(**apart)
 
 
-def _compared(row: pd.Series) -> list[str]:
-    """Return the cells: Dice per image, per batch, the paper's, both differences."""
-    cells = [_per_image(row), f"{row['batch_pooled_dice']:.3f}"]
-    paper = row["paper_dice"]
-    if pd.isna(paper):
-        return [*cells, "–", "–", "–"]
-    difference = row["batch_pooled_dice"] - paper
-    levels = row[["dice", "dice_low", "dice_high"]]
-    by_image = _with_interval(*(levels - paper), "{:+z.3f}")
-    return [*cells, f"{paper:.4f}", f"{difference:+z.3f}", by_image]
-
-
-COMPARED = (
-    "Dice per image (95 % interval)", "Dice per batch of 4", "paper", "per batch − paper",
-    "per image − paper's per batch (95 % interval)",
-)  # fmt: skip
+BATCH, IMAGE, LEAD = "batch_pooled_dice", "dice dice_low dice_high", "difference low high"
+SETTING = "recipe epochs protocol"
+APART = {
+    f"{BATCH}_apart": ("per batch − paper", SIGNED),
+    " ".join(f"{name}_apart" for name in IMAGE.split()):
+        ("per image − paper's per batch (95 % interval)", READ[LEAD][1]),
+}  # fmt: skip
+COMPARED = ("title", SETTING, "seeds", IMAGE, BATCH, "paper_dice", *APART)
 
 
 def own_results(ledger: pd.DataFrame) -> str:
     """Return every run on the test part of its own dataset beside Table 3 of the paper."""
-    levels = tables.main_table(ledger)
-    rows = [
-        [dataset_title(row["dataset"]), row["title"], _setting(row), row["seeds"], *_compared(row)]
-        for _, row in levels.sort_values(["dataset", "title"], kind="stable").iterrows()
-    ]
-    head = ["dataset", "model", "recipe, epochs, protocol", "seeds", *COMPARED]
-    return markdown_table(head, rows)
+    levels = tables.main_table(ledger).sort_values(["dataset", "title"], kind="stable")
+    return told(_beside_paper(levels), ["dataset", *COMPARED], READ | APART)
 
 
 def own_summary(ledger: pd.DataFrame) -> str:
@@ -102,9 +98,10 @@ def own_summary(ledger: pd.DataFrame) -> str:
     rows = []
     for key, printed in levels.groupby(keys)["paper_dice"].first().items():
         per_batch = (
-            _per_batch(part.loc[key]) if key in part.index else "–" for part in (papers, harder)
+            _per_batch(*part.loc[key, [BATCH, "seeds"]]) if key in part.index else "–"
+            for part in (papers, harder)
         )
-        per_image = _per_image(harder.loc[key]) if key in harder.index else "–"
+        per_image = _cell(harder.loc[key], IMAGE) if key in harder.index else "–"
         paper = "–" if pd.isna(printed) else f"{printed:.4f}"
         rows.append([dataset_title(key[0]), key[1], paper, *per_batch, per_image])
     head = ["dataset", "model", "paper", *BY_RULES, "the same per image (95 % interval)"]
@@ -129,16 +126,13 @@ def mixed_levels(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def unseen_summary(ledger: pd.DataFrame) -> str:
     """Return `mixed_levels` as a table."""
-    rows = [
-        [
-            dataset_title(row["tested"]), row["title"], f"{row['paper_dice']:.4f}",
-            _per_batch(row), _per_image(row), f"{100 * row['miss_rate']:.0f} %",
-        ]
-        for _, row in mixed_levels(ledger).sort_values(["tested", "title"]).iterrows()
-    ]  # fmt: skip
-    head = ["tested on", "model", "paper", "ours", "the same per image (95 % interval)"]
-    head += ["frames with no polyp pixel found"]
-    return markdown_table(head, rows)
+    columns = {
+        "tested": READ["tested"], "title": READ["title"], "paper_dice": READ["paper_dice"],
+        f"{BATCH} seeds": ("ours", _per_batch),
+        IMAGE: ("the same per image (95 % interval)", READ[IMAGE][1]),
+        "miss_rate": ("frames with no polyp pixel found", lambda rate: f"{100 * rate:.0f} %"),
+    }  # fmt: skip
+    return told(mixed_levels(ledger).sort_values(["tested", "title"]), columns, columns)
 
 
 def _on_unseen(ledger: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -152,16 +146,9 @@ def _on_unseen(ledger: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def unseen_results(ledger: pd.DataFrame) -> str:
     """Return the runs on the mixed set beside Table 6 of the paper."""
-    merged = _on_unseen(ledger)[0].merge(_papers_levels(), "left")
-    rows = [
-        [
-            dataset_title(row["tested"]), row["title"], _setting(row), row["seeds"],
-            *_compared(row),
-        ]
-        for _, row in merged.sort_values(["tested", "dice"], ascending=[True, False]).iterrows()
-    ]  # fmt: skip
-    head = ["tested on", "model", "recipe, epochs, protocol", "seeds", *COMPARED]
-    return markdown_table(head, rows)
+    levels = _on_unseen(ledger)[0].merge(_papers_levels(), "left")
+    levels = levels.sort_values(["tested", "dice"], ascending=[True, False])
+    return told(_beside_paper(levels), ["tested", *COMPARED], READ | APART)
 
 
 def elsewhere_results(ledger: pd.DataFrame) -> str:
@@ -173,9 +160,9 @@ def elsewhere_results(ledger: pd.DataFrame) -> str:
         scores = (
             cell
             for name in EXTERNAL
-            for cell in (_per_image(by_test.loc[name]), f"{by_test['batch_pooled_dice'][name]:.3f}")
+            for cell in (_cell(by_test.loc[name], IMAGE), f"{by_test[BATCH][name]:.3f}")
         )
-        rows.append([dataset_title(key[0]), key[1], _setting(row.iloc[0]), key[-1], *scores])
+        rows.append([dataset_title(key[0]), key[1], _cell(row.iloc[0], SETTING), key[-1], *scores])
     head = ["trained on", "model", "recipe, epochs, protocol", "seeds"]
     for name in EXTERNAL:
         head += [f"{dataset_title(name)}, per image (95 % interval)", "per batch of 4"]
@@ -215,7 +202,7 @@ PAIR_HEAD = ["models", "trained on", "recipe, epochs, protocol", "seeds"]
 
 def _pair_cells(key: tuple, group: pd.DataFrame) -> list[object]:
     names = " − ".join(map(model_title, key[:2]))
-    return [names, dataset_title(key[2]), _setting(group.iloc[0]), key[-1]]
+    return [names, dataset_title(key[2]), _cell(group.iloc[0], SETTING), key[-1]]
 
 
 def leads() -> str:
@@ -234,7 +221,7 @@ def leads() -> str:
         at_home = (by_test["batch_a"] - by_test["batch_b"]).get(own, float("nan"))
         rows.append([
             *_pair_cells(key, group),
-            *(_lead(by_test.loc[name]) if name in by_test.index else "–" for name in tested),
+            *(_cell(by_test.loc[name], LEAD) if name in by_test.index else "–" for name in tested),
             *("–" if pd.isna(lead) else f"{lead:+z.3f}" for lead in (at_home, ours - other)),
         ])  # fmt: skip
     head = [*PAIR_HEAD, *map(dataset_title, tested)]
@@ -250,10 +237,6 @@ def leads_told() -> str:
         told = (", ".join(map(dataset_title, side)) or "none" for side in sides)
         rows.append([*_pair_cells(key, group), *told])
     return markdown_table([*PAIR_HEAD, *SIDES], rows)
-
-
-def _lead(row: pd.Series) -> str:
-    return _with_interval(row["difference"], row["low"], row["high"], "{:+z.3f}")
 
 
 def lead_rows() -> pd.DataFrame:
@@ -291,16 +274,12 @@ def _counts(sides: pd.Series) -> str:
 
 def lead_summary() -> str:
     """Return `lead_rows` as a table."""
-    rows = [
-        [
-            dataset_title(row.dataset), model_title(row.other), f"{row.printed:+z.3f}",
-            *("–" if pd.isna(lead) else f"{lead:+z.3f}" for lead in (row.again, row.harder)),
-            *("–" if pd.isna(told) else told for told in (row.again_elsewhere, row.harder_elsewhere)),
-        ]
-        for row in lead_rows().itertuples()
-    ]  # fmt: skip
-    elsewhere = [f"on other datasets, `{recipe}`" for recipe, _ in RULES.values()]
-    return markdown_table(["dataset", "ahead of", "paper", *BY_RULES, *elsewhere], rows)
+    columns = {
+        "dataset": READ["dataset"], "other": ("ahead of", model_title), "printed": ("paper", SIGNED),
+        **{name: (words, SIGNED) for name, words in zip(RULES, BY_RULES, strict=True)},
+        **{f"{name}_elsewhere": (f"on other datasets, `{rule[0]}`", "{}") for name, rule in RULES.items()},
+    }  # fmt: skip
+    return told(lead_rows(), columns, columns)
 
 
 def ladder_steps(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -325,16 +304,9 @@ def ladder_steps(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def ladder(ledger: pd.DataFrame) -> str:
     """Return `ladder_steps` as a table."""
-    rows = [
-        [
-            dataset_title(row["dataset"]), _setting(row), row["step"], row["seeds"],
-            _lead(row), f"{row['batch']:+z.3f}", "–" if pd.isna(row["printed"]) else f"{row['printed']:+z.3f}",
-        ]
-        for _, row in ladder_steps(ledger).iterrows()
-    ]  # fmt: skip
-    head = ["dataset", "recipe, epochs, protocol", "step", "seeds"]
-    head += ["Dice per image (95 % interval)"]
-    return markdown_table([*head, "per batch of 4", "paper, per batch of 4"], rows)
+    more = {"batch": ("per batch of 4", SIGNED), "printed": ("paper, per batch of 4", SIGNED)}
+    columns = ["dataset", SETTING, "step", "seeds", LEAD, *more]
+    return told(ladder_steps(ledger), columns, READ | more)
 
 
 def _papers_levels() -> pd.DataFrame:
@@ -346,18 +318,13 @@ def _papers_levels() -> pd.DataFrame:
 
 def drawn(ledger: pd.DataFrame) -> str:
     """Return `draws.draws_table` as a table."""
-    rows = [
-        [
-            draws.DRAWS[row["draw"]], f"{row['tested']:.3f}", f"{row['rest']:.3f}", _lead(row),
-            "–" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}",
-            *("–" if pd.isna(row["dice"]) else cell for cell in (_per_image(row), f"{row['batch_pooled_dice']:.3f}")),
-            f"{row['paper_dice']:.4f}",
-        ]
-        for _, row in draws.draws_table(ledger).iterrows()
-    ]  # fmt: skip
-    head = ["draw", "from outside: test part", "all other images", "difference (95 % interval)"]
-    head += ["seeds", "ours, per image (95 % interval)", "per batch of 4", "paper, per batch of 4"]
-    return markdown_table(head, rows)
+    columns = {
+        "draw": ("draw", draws.DRAWS.get), "tested": ("from outside: test part", LEVEL),
+        "rest": ("all other images", LEVEL), LEAD: ("difference (95 % interval)", READ[LEAD][1]),
+        "seeds": READ["seeds"], IMAGE: ("ours, per image (95 % interval)", READ[IMAGE][1]),
+        BATCH: ("per batch of 4", LEVEL), "paper_dice": ("paper, per batch of 4", "{:.4f}"),
+    }  # fmt: skip
+    return told(draws.draws_table(ledger), columns, columns)
 
 
 def trainings(ledger: pd.DataFrame) -> str:
@@ -385,15 +352,8 @@ def choices(ledger: pd.DataFrame) -> str:
     table = tables.choices_table(ledger)
     if table.empty:
         return "No two such runs are here yet."
-    rows = [
-        [
-            dataset_title(row["dataset"]), row["title"], row["a"], row["b"],
-            _lead(row),
-        ]
-        for _, row in table.iterrows()
-    ]  # fmt: skip
-    head = ["dataset", "model", "setting A", "setting B", "Dice A − B (95 % interval)"]
-    return markdown_table(head, rows)
+    lead = {LEAD: ("Dice A − B (95 % interval)", READ[LEAD][1])}
+    return told(table, ["dataset", "title", "a", "b", LEAD], READ | lead)
 
 
 def repeats() -> str:
@@ -488,22 +448,21 @@ def _score_rows(scores: pd.DataFrame, dataset: str) -> str:
             return "yes, its test part"
         return "yes" if tested in parts else "no"
 
-    rows = [
-        [
-            f"– of these {dataset_title(row['tested'])}" if row["tested"] in parts else dataset_title(row["tested"]),
-            trained(row["tested"]), row["images"],
-            _with_interval(row["dice"], row["dice_low"], row["dice_high"]),
-            f"{row['batch_pooled_dice']:.3f}", f"{row['hd95']:.1f}", f"{row['precision']:.3f}",
-            f"{row['recall']:.3f}", f"{row['miss_rate']:.1%}",
-            f"{row['alarms']} of {row['normal']}" if row["normal"] else "–",
-        ]
-        for _, row in scores.iterrows()
-    ]  # fmt: skip
-    return markdown_table(
-        ["tested on", "trained on its training part", "images", "Dice per image (95 % interval)",
-         "Dice per batch of 4", "HD95 (px)", "precision", "recall", "missed", "false alarms"],
-        rows,
-    )  # fmt: skip
+    names = scores["tested"].map(dataset_title)
+    scores = scores.assign(
+        name=names.mask(scores["tested"].isin(parts), "– of these " + names),
+        trained=scores["tested"].map(trained),
+        false=[
+            f"{row.alarms} of {row.normal}" if row.normal else "–" for row in scores.itertuples()
+        ],
+    )
+    columns = {
+        "name": ("tested on", "{}"), "trained": ("trained on its training part", "{}"),
+        **{key: READ[key] for key in ("images", IMAGE, BATCH, "hd95")},
+        "precision": ("precision", LEVEL), "recall": ("recall", LEVEL),
+        "miss_rate": READ["miss_rate"], "false": ("false alarms", "{}"),
+    }  # fmt: skip
+    return told(scores, columns, columns)
 
 
 def _false_alarms(scores: pd.DataFrame) -> str:

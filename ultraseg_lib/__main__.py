@@ -72,11 +72,16 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="do finished runs anew")
 
 
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options chose of the profile."""
+    names = ("models", "datasets", "seeds", "epochs", "recipes", "protocols")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
 def _profile(args: argparse.Namespace) -> "Profile":
     from ultraseg_lib.study import load_profile
 
-    names = ("models", "datasets", "seeds", "epochs", "recipes", "protocols")
-    return load_profile(args.profile, **{name: getattr(args, name) for name in names})
+    return load_profile(args.profile, **_chosen(args))
 
 
 def command_check(args: argparse.Namespace) -> int:
@@ -166,20 +171,23 @@ def command_verify(args: argparse.Namespace) -> int:
 
 
 def command_audit(args: argparse.Namespace) -> int:
-    """Look for near-duplicates, leaks across splits, cut sequences and odd masks."""
-    from ultraseg_lib.data import audit, find_datasets
+    """Look for near-duplicates, leaks across splits, cut sequences, odd masks; 1 if a file is wrong."""
+    from ultraseg_lib.data import audit, look_for_datasets
     from ultraseg_lib.paths import data_dir
 
-    print(audit.run(find_datasets(data_dir())))
-    return 0
+    found = look_for_datasets(data_dir())
+    print(audit.run({name: each for name, each in found.items() if not each.problems}))
+    wrong = {name: each.problems for name, each in found.items() if each.problems}
+    for name, problems in wrong.items():
+        print(f"\n{name}: not audited: {problems[0]} (all: python -m ultraseg_lib data verify)")
+    return int(bool(wrong))
 
 
 def command_models(args: argparse.Namespace) -> int:
     """Print the complexity of every model under both counts."""
     from ultraseg_lib.models.complexity import complexity_table
 
-    table = complexity_table(args.models)
-    print(table.to_json(orient="records") if args.json else table.to_string(index=False))
+    print(complexity_table(args.models).to_string(index=False))
     return 0
 
 
@@ -228,8 +236,7 @@ def command_study(args: argparse.Namespace) -> int:
     _check_engine(args)
     profile = _profile(args)
     _refuse_frozen(profile)
-    names = ("grid", "models", "datasets", "seeds", "epochs", "recipes", "protocols")
-    given = [name for name in names if getattr(args, name) is not None]
+    given = [*(["grid"] if args.grid else []), *_chosen(args)]
     if args.only and given:
         raise ValueError(f"--only: its name says the {', '.join(given)}; leave these options out")
     only = [parse_run_id(profile.name, args.only)] if args.only else []
@@ -274,10 +281,12 @@ def _tell_band(run: "Run") -> None:
 def command_run(args: argparse.Namespace) -> int:
     """Train what the chosen notebooks need, run them by papermill, print a summary."""
     from ultraseg_lib import notebooks
+    from ultraseg_lib.grid import CHOSEN
     from ultraseg_lib.study import forget, plan_grids
 
     _check_engine(args)
     profile = _profile(args)
+    os.environ[CHOSEN] = json.dumps({args.profile: _chosen(args)})  # the notebooks plan the same
     if args.force:
         _refuse_frozen(profile)
     chosen = notebooks.find_notebooks(args.only, args.start)
@@ -307,15 +316,18 @@ def command_bench(args: argparse.Namespace) -> int:
     path = args.output or outputs_dir("bench") / "bench.json"
     if path.is_dir():
         raise ValueError(f"--output {path}: is a folder; name a file in it, {path / 'bench.json'}")
+    if path.exists():
+        raise ValueError(f"{path}: is there already; remove it, or name another file by --output")
     result = benchmark.benchmark(
         models=models, backends=backends, isas=isas, threads=threads, size=args.size,
         frames=args.frames, seconds=args.seconds, path=path,
     )  # fmt: skip
     if args.dataset:
-        result["real_images"] = benchmark.agreement_on(args.dataset, models, args.size)
+        timed = list(dict.fromkeys(row["model"] for row in result["rows"]))
+        result["real_images"] = benchmark.agreement_on(args.dataset, timed, args.size)
         write_json(path, result)
-    print(json.dumps(result, indent=2) if args.json else benchmark.table(result))
-    for line in () if args.json else result["left_out"]:
+    print(benchmark.table(result))
+    for line in result["left_out"]:
         print(f"left out: {line}")
     return 0
 
@@ -337,9 +349,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--isas", type=_list_of(str), help="all, avx2 (newer instructions left out); default: all"
     )
     parser.add_argument("--dataset", help="compare masks on its test images too (kvasir_seg, …)")
-    parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument(
-        "-o", "--output", type=Path, help="file (default: outputs/bench/bench.json)"
+        "-o", "--output", type=Path, help="file, JSON (default: outputs/bench/bench.json)"
     )
 
 
@@ -461,7 +472,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(data)
     models = add("models", command_models)
     models.add_argument("--models", type=_list_of(str), help="only these, comma-separated")
-    models.add_argument("--json", action="store_true", help="for programs")
     study = add("study", command_study)
     study.add_argument("--only", metavar="RUN_ID", help="one run, by its name")
     study.add_argument(

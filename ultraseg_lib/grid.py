@@ -3,6 +3,8 @@
 A run is model × training set × recipe × protocol × epochs × seed within a profile.
 """
 
+import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,7 @@ from ultraseg_lib.variants import find_variant
 PROTOCOLS = ("clean", "released")  # who picks the epoch: the validation part, or the test part
 GRIDS = ("main", "ablation", "distillation", "external")  # Tables 3, 5, 7 and 6
 WHOLE_TEST_SETS = (*EXTERNAL, "synthetic_unseen")  # never trained on: every image is tested
+CHOSEN = "ULTRASEG_CHOSEN"  # variable of the environment: by profile, what the user chose of it
 AXES = ("recipes", "protocols", "datasets", "models", "seeds")  # seeds innermost: whole rows first
 
 
@@ -145,12 +148,14 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     """Read a profile; overrides that are not None take the place of its values.
 
     An override of models, datasets, recipes or protocols asks for just these: the other grids fall
-    away; epochs and seeds hold for all grids. Raises ValueError, with the valid names, for an
-    unknown profile, model, dataset, recipe or protocol.
+    away; epochs and seeds hold for all grids. Overrides of the profile in CHOSEN come first: those of
+    the command that runs the notebooks. Raises ValueError, with the valid names, for an unknown
+    profile, model, dataset, recipe or protocol.
     """
     check_choice("profile", name, profile_names())
     values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
-    changes = {key: value for key, value in overrides.items() if value is not None}
+    chosen = json.loads(os.environ.get(CHOSEN, "{}")).get(name, {})
+    changes = {key: value for key, value in (chosen | overrides).items() if value is not None}
     values |= changes
     lists = {k: tuple(dict.fromkeys(v)) for k, v in values.items() if isinstance(v, list | tuple)}
     for argument, chosen in lists.items():

@@ -29,10 +29,9 @@ def how_to_get(name: str) -> str:
     entry = catalog()[name]
     if not entry["page"]:
         return f"{entry['title']}: {entry['license']}"
-    by_command = [f"python -m ultraseg_lib data fetch {name}"] if "url" in entry else []
-    unpack = "unpack it, as it comes, anywhere below the data folder"
-    steps = by_command or [*entry["steps"], unpack]
     head = [f"{entry['title']}: {entry['page']}", f"licence: {entry['license']}"]
+    unpack = "unpack it, as it comes, anywhere below the data folder"
+    steps = [] if "url" in entry else [*entry["steps"], unpack]
     return "\n".join(head + [f"  {number}. {step}" for number, step in enumerate(steps, 1)])
 
 

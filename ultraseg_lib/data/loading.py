@@ -5,7 +5,6 @@ A cache is two uint8 arrays on disk, opened as memory maps; it is keyed by the f
 
 import hashlib
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +28,7 @@ from ultraseg_lib import edges
 from ultraseg_lib.data.augmentation import augment
 from ultraseg_lib.data.layouts import DataError
 from ultraseg_lib.paths import outputs_dir, whole_folder
+from ultraseg_lib.provenance import usable_cores
 
 EMPTY = "no mask holds a polyp; are they 0 and 1? masks are 0 and 255"
 TAIL = 4096  # bytes: some programs write a few after the end of a PNG
@@ -171,7 +171,7 @@ def each_file(work: Callable[[Any], Any], files: Iterable[Any], label: str) -> I
     Shows progress if it takes over 2 seconds.
     """
     files = list(files)
-    with ThreadPool(os.cpu_count() or 1) as pool:  # threads: OpenCV lets go of Python's lock
+    with ThreadPool(usable_cores()) as pool:  # threads: OpenCV lets go of Python's lock
         done = pool.imap(work, files)
         try:
             yield from tqdm(done, label, len(files), disable=None, leave=False, delay=2)

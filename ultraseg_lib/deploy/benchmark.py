@@ -332,15 +332,14 @@ def agreement(name: str, images: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
-def agreement_on(dataset: str, models: list[str] | None, size: int) -> list[dict[str, Any]]:
+def agreement_on(dataset: str, models: list[str], size: int) -> list[dict[str, Any]]:
     """Return the `agreement` of every trained model among `models` on a dataset's test images.
 
-    `models` (default: Table 4), the first 200 images at `size` px. Raises ValueError for a dataset
-    that is unknown or not there.
+    The first 200 images at `size` px. Raises ValueError for a dataset that is unknown or not there.
     """
     frames = test_frames(dataset, load_profile("lite", image_size=size))
     images = np.asarray(frames.images[:200])
-    trained = [name for name in models or table4_models() if shipped_weights(name)]
+    trained = [name for name in models if shipped_weights(name)]
     return [row | {"dataset": dataset} for name in trained for row in agreement(name, images)]
 
 

@@ -177,13 +177,9 @@ def load_segmenter(network: nn.Module, size: int, backend: str, threads: int = 1
     """Return a function from frame (H, W, 3) uint8 RGB to mask (H, W) uint8 of 0 and 255.
 
     `backend` may carry a precision, as in "native:bfloat16". Raises ValueError for a backend that
-    is unknown, not installed, or cannot run this network.
+    is unknown or cannot run this network, ImportError for one that is not installed.
     """
     name, precision = split_words(backend)
-    if name not in available_backends():
-        raise ValueError(
-            f"backend: {name!r} is not installed; here are {', '.join(available_backends())}"
-        )
     cv2.setNumThreads(threads)
     run = load_backend(name, network, size, threads, precision)
     run(np.zeros((1, 3, size, size), np.float32))  # the first call sets things up: not timed

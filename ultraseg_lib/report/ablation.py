@@ -25,18 +25,19 @@ from ultraseg_lib.report.figures import PALETTE, dataset_title, setting_title
 from ultraseg_lib.report.tables import (
     DIFFERENCE,
     GROUP_KEYS,
+    LEVEL,
     NO_FINDING,
+    READ,
     SEED_ALONE,
     SETTING,
-    cells,
     compare_pairs,
     dice_by_seed,
     error_bars,
-    format_findings,
     main_table,
     own_scores,
     paired,
     same_seeds,
+    shown,
     with_findings,
 )
 from ultraseg_lib.statistics import PairedTest, paired_test
@@ -115,13 +116,6 @@ def beside_seeds(table: pd.DataFrame, chance: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(label=joined.get("label", joined["title"]).fillna(joined["title"]))
 
 
-def format_differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `compare` or `beside_seeds` as text for reading."""
-    names = table[SETTING].assign(compared=table["title"])
-    names["with"] = table["baseline"].map(model_title)
-    return pd.concat([names, format_findings(table)], axis=1)
-
-
 def sizes(names: Iterable[str]) -> pd.DataFrame:
     """Count models and variants: a row each, columns model, parameters, macs, as_paper_parameters, as_paper_flops.
 
@@ -179,23 +173,14 @@ def step_label(steps: pd.DataFrame) -> pd.Series:
 
 def format_ladder(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `ladder_table` as text for reading."""
-    if table.empty:
-        return table
-    millions, billions = table["as_paper_parameters"] / 1e6, table["as_paper_flops"] / 1e9
-    table = table.assign(gmacs=table["macs"] / 1e9, millions=millions, billions=billions)
-    return pd.DataFrame(
-        {
-            **{key: table[key] for key in SETTING},
-            "model": table["title"],
-            "seeds": cells(table, "{:.0f}", "seeds", missing=""),
-            "Dice": cells(table, "{:.3f}", "dice", missing="not run"),
-            "95 % interval": cells(table, "{:.3f} to {:.3f}", "dice_low", "dice_high", missing=""),
-            "Dice per batch of 4": cells(table, "{:.3f}", "batch_pooled_dice", missing="not run"),
-            "paper": cells(table, "{:.4f} ± {:.4f}", "paper_dice", "paper_sd"),
-            "parameters": cells(table, "{:,}", "parameters"),
-            "MACs (G)": cells(table, "{:.3f}", "gmacs"),
-            "as the paper counts (M, G)": cells(table, "{:.3f}, {:.3f}", "millions", "billions"),
-        }
+    as_paper = "as_paper_parameters as_paper_flops"
+    read = READ | {
+        "macs": ("MACs (G)", lambda macs: f"{macs / 1e9:.3f}"),
+        as_paper: ("as the paper counts (M, G)", lambda n, ops: f"{n / 1e6:.3f}, {ops / 1e9:.3f}"),
+    }
+    scores = ("title", "seeds", "dice", "dice_low dice_high", "batch_pooled_dice")
+    return shown(
+        table, [*SETTING, *scores, "paper_dice paper_sd", "parameters", "macs", as_paper], read
     )
 
 
@@ -233,11 +218,6 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
 
 def _history(run: study.Run) -> pd.DataFrame:
     return pd.read_csv(run.folder / "history.csv")
-
-
-def has_weights_over_epochs(run: study.Run) -> bool:
-    """Return whether a run's history holds its learned weights; older histories do not."""
-    return any(column.startswith(WEIGHT_COLUMN) for column in _history(run))
 
 
 def steps_an_epoch(run: study.Run) -> int:
@@ -478,21 +458,16 @@ def choice_table(ledger: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def format_choice(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `choice_table` as text for reading."""
 
-    def weight(side: str) -> list[str]:
-        names = table[side].map(lambda name: VARIANTS[name].title)
-        return cells(table.assign(name=names), "{}: {:+.3f}", "name", f"{side}_delta")
+    def weight(name: str, gain: float) -> str:
+        return f"{VARIANTS[name].title}: {gain:+.3f}"
 
-    return pd.DataFrame(
-        {
-            **{key: table[key] for key in SETTING},
-            "student": table["student"].map(model_title),
-            "Dice without a teacher": cells(table, "{:.3f}", "baseline"),
-            "chosen on the validation part": weight("chosen"),
-            "chosen on the test part": weight("best"),
-            "worth of that choice": cells(table, "{:+.4f}", "worth"),
-            "drop on the other half": cells(table, "{:+.4f}", "bonus"),
-        }
-    )
+    columns = {
+        "student": ("student", model_title), "baseline": ("Dice without a teacher", LEVEL),
+        "chosen chosen_delta": ("chosen on the validation part", weight),
+        "best best_delta": ("chosen on the test part", weight),
+        "worth": ("worth of that choice", "{:+.4f}"), "bonus": ("drop on the other half", "{:+.4f}"),
+    }  # fmt: skip
+    return shown(table, [*SETTING, *columns], READ | columns)
 
 
 def selection_bonus(values: np.ndarray) -> float:

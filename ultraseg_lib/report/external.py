@@ -16,11 +16,12 @@ from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
 from ultraseg_lib.report.tables import (
     FEW,
+    FINDING,
+    LEVEL,
+    LEVELS,
     NO_FINDING,
-    cells,
+    READ,
     error_bars,
-    format_findings,
-    format_levels,
     levels,
     longest_runs,
     paired,
@@ -34,6 +35,16 @@ JOINT = ("mixed", "synthetic")  # what a model is trained on when it is trained 
 KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "tested"]
 SAME = ["recipe", "protocol", "model", "tested"]  # of two trainings on other images
 ALIKE = [key for key in KEYS if key != "model"]  # for `tables.compare_pairs` of `by_tested`
+
+TOLD = READ | {  # for `tables.shown`
+    "dataset": ("trained on", dataset_title), "model": ("model", model_title),
+    "joint": ("everything", dataset_title), "single": ("one set", dataset_title),
+    "share": ("smallest share (%)", "{:g}"),
+    "dice_b": ("Dice with it", LEVEL), "dice_a": ("Dice with all", LEVEL),
+}  # fmt: skip
+SCORES = ("recipe", "protocol", "epochs", "dataset", "tested", "title", "seeds", "images", "dice", *LEVELS, "paper_dice", "paper_hd95")  # fmt: skip
+AGAINST = ("recipe", "protocol", "model", "tested", "joint", "single", *FINDING[:4])
+GAINS = ("recipe", "protocol", "model", "tested", "share", "dice_b", "dice_a", *FINDING[:5], "seed_spread", "verdict")  # fmt: skip
 
 
 def by_tested(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -84,24 +95,6 @@ def joint_table(scores: pd.DataFrame, joined: Sequence[str]) -> pd.DataFrame:
     return table.sort_values(["tested", "recipe", "protocol", "dice"], ignore_index=True)
 
 
-def format_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `score_table` or `joint_table` as text for reading."""
-    text = {
-        **{key: table[key] for key in ("recipe", "protocol", "epochs")},
-        "trained on": table["dataset"].map(dataset_title),
-        "tested on": table["tested"].map(dataset_title),
-        "model": table["title"],
-        "seeds": table["seeds"],
-        "images": table["images"],
-        "Dice": cells(table, "{:.3f}", "dice"),
-        **format_levels(table),
-    }
-    if "paper_dice" in table:
-        text["paper's Dice"] = cells(table, "{:.4f}", "paper_dice")
-        text["paper's HD95"] = cells(table, "{:.2f}", "paper_hd95")
-    return pd.DataFrame(text)
-
-
 def _with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of `with_single_sets` on all seeds."""
     unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
@@ -139,8 +132,12 @@ def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
     return with_findings(rows, [*SAME, "joint", "single"])
 
 
-def _several_shares(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of models that were trained on a share and on all, with a column share (%)."""
+def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of models that were trained on a share and on all, with a column share (%).
+
+    ``ledger``: of `by_tested`. A smaller share is trained for more epochs, so that all make as many
+    steps.
+    """
     joint = longest_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
     share = joint["dataset"].map(lambda name: split_share(name)[1]).astype(float)
     joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
@@ -148,18 +145,12 @@ def _several_shares(ledger: pd.DataFrame) -> pd.DataFrame:
     return joint[(shares.transform("nunique") > 1) & (shares.transform("max") == 100)]
 
 
-def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of models that were trained on a share and on all, with a column share (%).
-
-    ``ledger``: of `by_tested`. Only seeds that all shares of a model have. A smaller share is
-    trained for more epochs, so that all make as many steps.
-    """
-    return same_seeds(_several_shares(ledger), SAME, "share")
-
-
 def share_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return Dice by the share of the training set that was used: `score_table` of `with_shares`."""
-    table = score_table(with_shares(ledger), ["share"])
+    """Return Dice by the share of the training set that was used, on seeds that all shares have.
+
+    ``ledger``: of `by_tested`. Columns: those of `score_table` with ``share``.
+    """
+    table = score_table(same_seeds(with_shares(ledger), SAME, "share"), ["share"])
     return table.sort_values(["model", "tested", "share"], ignore_index=True)
 
 
@@ -172,38 +163,19 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     it grows with the number of seeds. A gain that is not larger is no finding.
     """
     rows = []
-    for values, group in _several_shares(ledger).groupby(SAME, sort=False):
+    for values, group in with_shares(ledger).groupby(SAME, sort=False):
         shares = dict(list(group.groupby("share")))
         *smaller, whole = sorted(shares)
         tests = ((share, paired(shares[whole], shares[share])) for share in smaller)
         share, test = next((each for each in tests if each[1]), (None, {}))  # with seeds in common
         rows += [dict(zip(SAME, values, strict=True), share=share) | test] if test else []
     table = with_findings(rows, [*SAME, "share"])
-    means = _several_shares(ledger).groupby([*SAME, "share", "seed"])["dice"].mean()
+    means = with_shares(ledger).groupby([*SAME, "share", "seed"])["dice"].mean()
     spread = means.groupby([*SAME, "share"]).agg(["size", "max", "min"]).query("size > 1")
     spread = (spread["max"] - spread["min"]).groupby(SAME).max().rename("seed_spread")
     table = table.merge(spread.reset_index(), "left", SAME)
     small = table["difference"].abs() <= table["seed_spread"]
     return table.assign(verdict=table["verdict"].mask(small, NO_FINDING))
-
-
-def format_gains(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `share_gains` as text for reading."""
-    found = format_findings(table)
-    return pd.DataFrame(
-        {
-            **{key: table[key] for key in ("recipe", "protocol")},
-            "model": table["model"].map(model_title),
-            "tested on": table["tested"].map(dataset_title),
-            "smallest share (%)": cells(table, "{:g}", "share"),
-            "Dice with it": cells(table, "{:.3f}", "dice_b"),
-            "Dice with all": cells(table, "{:.3f}", "dice_a"),
-            "gain": found["difference in Dice"],
-            **{key: found[key] for key in ("95 % interval", "seeds", "images", "p (Holm)")},
-            "another seed": cells(table, "±{:.3f}", "seed_spread"),
-            "verdict": found["verdict"],
-        }
-    )
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Tables from the ledger, ours beside the paper's. Nothing here is typed by hand."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -20,6 +20,34 @@ PAIRED = ("seeds", "images", "dice_a", "dice_b", "batch_a", "batch_b", *DIFFEREN
 FEW = 10  # images: below this there are points, no box and no interval
 DIFFERS, NO_FINDING = "differs", "no finding"  # verdicts on a difference
 ONE_SEED, SEED_ALONE = "one seed: no verdict", "the seed alone"
+
+Form = str | Callable[..., str]
+LEVEL, SIGNED = "{:.3f}", "{:+z.3f}"
+READ: dict[str, tuple[str, Form]] = {  # a column, or several in one: its heading and form in `shown`
+    **{name: (name, "{}") for name in ("recipe", "protocol", "epochs", "step", "verdict")},
+    "recipe epochs protocol": ("recipe, epochs, protocol", "{}, {}, {}"),
+    "dataset": ("dataset", dataset_title), "tested": ("tested on", dataset_title),
+    "title": ("model", "{}"), "baseline": ("with", model_title),
+    "label": ("change: A − B", "{}"), "a": ("setting A", "{}"), "b": ("setting B", "{}"),
+    "seeds": ("seeds", "{:.0f}"), "images": ("images", "{:.0f}"),
+    "dice": ("Dice", LEVEL), "dice_sd": ("sd over seeds", LEVEL),
+    "dice_low dice_high": ("95 % interval", f"{LEVEL} to {LEVEL}"),
+    "dice dice_low dice_high": ("Dice per image (95 % interval)", f"{LEVEL} ({LEVEL} to {LEVEL})"),
+    "dice_a": ("Dice A", LEVEL), "dice_b": ("Dice B", LEVEL),
+    "hd95": ("HD95 (px)", "{:.1f}"), "miss_rate": ("missed", "{:.1%}"),
+    "batch_pooled_dice": ("Dice per batch of 4", LEVEL),
+    "paper_dice": ("paper", "{:.4f}"), "paper_hd95": ("paper's HD95", "{:.2f}"),
+    "paper_dice paper_sd": ("paper", "{:.4f} ± {:.4f}"),
+    "difference": ("difference in Dice", SIGNED),
+    "low high": ("95 % interval", f"{SIGNED} to {SIGNED}"),
+    "difference low high": ("Dice per image (95 % interval)", f"{SIGNED} ({SIGNED} to {SIGNED})"),
+    "seed_spread": ("another seed", "±{:.3f}"), "p_holm": ("p (Holm)", LEVEL),
+    "parameters": ("parameters", "{:,}"),
+}  # fmt: skip
+LEVELS = ("dice_low dice_high", "hd95", "miss_rate", "batch_pooled_dice")  # of `levels`
+MAIN = ("recipe", "protocol", "epochs", "dataset", "title", "seeds", "dice", "dice_sd", *LEVELS, "paper_dice")  # fmt: skip
+FINDING = ("seeds", "images", "difference", "low high", "p_holm", "verdict")  # of `with_findings`
+COMPARED = (*SETTING, "title", "baseline", *FINDING)  # of `ablation.compare`
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
@@ -192,18 +220,6 @@ def compare_pairs(
     return with_findings(rows, [*within, "model", "baseline"], within)
 
 
-def paired_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Compare every two models of one group (see `groups`) image by image, the better one first.
-
-    Columns: those of `compare_pairs`, model_a and model_b (titles).
-    """
-    own = own_scores(ledger)
-    ranked = own.groupby("model")["dice"].mean().sort_values(ascending=False).index
-    table = compare_pairs(own, combinations(ranked, 2), SETTING)
-    titles = {"model_a": table["model"].map(model_title), "model_b": table["baseline"].map(model_title)}  # fmt: skip
-    return table.assign(**titles)
-
-
 def _change(a: Sequence[Any], b: Sequence[Any]) -> dict[str, str]:
     """Say which of recipe, protocol and epochs differs between two settings; empty if several do."""
     sides = list(zip(("recipe", "protocol", "epochs"), a, b, strict=True))
@@ -234,50 +250,25 @@ def choices_table(ledger: pd.DataFrame) -> pd.DataFrame:
     return with_findings(rows, ["dataset", "model", "title", "changed", "a", "b", "label"])
 
 
-def cells(table: pd.DataFrame, form: str, *columns: str, missing: str = "–") -> list[str]:
+def cells(table: pd.DataFrame, form: Form, *columns: str, missing: str = "–") -> list[str]:
     """Return some columns of a table as one of text; ``missing`` where the first has no value."""
+    write = form if callable(form) else form.format
     rows = table[[*columns]].itertuples(index=False)
-    return [form.format(*row) if row[0] == row[0] else missing for row in rows]
+    return [write(*row) if row[0] == row[0] else missing for row in rows]
 
 
-def format_findings(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of `with_findings` as text for reading."""
+def shown(
+    table: pd.DataFrame, columns: Iterable[str], read: Mapping[str, tuple[str, Form]] = READ
+) -> pd.DataFrame:
+    """Return columns of a table as text for reading, by their headings; those it lacks are left out.
+
+    ``columns``: keys of ``read``; one that names several columns makes one of them.
+    """
     return pd.DataFrame(
         {
-            "seeds": table["seeds"],
-            "images": cells(table, "{:.0f}", "images"),
-            "difference in Dice": cells(table, "{:+.3f}", "difference"),
-            "95 % interval": cells(table, "{:+.3f} to {:+.3f}", "low", "high"),
-            "p (Holm)": cells(table, "{:.3f}", "p_holm"),
-            "verdict": table["verdict"],
-        }
-    )
-
-
-def format_levels(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Return columns of `levels` as text for reading, by their titles."""
-    return {
-        "95 % interval": cells(table, "{:.3f} to {:.3f}", "dice_low", "dice_high"),
-        "HD95 (px)": cells(table, "{:.1f}", "hd95"),
-        "missed": cells(table, "{:.1%}", "miss_rate"),
-        "Dice per batch of 4": cells(table, "{:.3f}", "batch_pooled_dice"),
-    }
-
-
-def format_main_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the main table as text for reading: mean ± sd and the interval in one cell."""
-    spread = cells(table, " ± {:.3f}", "dice_sd", missing="")
-    return pd.DataFrame(
-        {
-            **{key: table[key] for key in ("recipe", "protocol", "epochs")},
-            "dataset": table["dataset"].map(dataset_title),
-            "model": table["title"],
-            "seeds": table["seeds"],
-            "Dice ± sd": [
-                a + b for a, b in zip(cells(table, "{:.3f}", "dice"), spread, strict=True)
-            ],
-            **format_levels(table),
-            "paper": cells(table, "{:.4f}", "paper_dice"),
+            heading: cells(table, form, *key.split(), missing="not run" if key == "dice" else "–")
+            for key, (heading, form) in ((key, read[key]) for key in columns)
+            if set(key.split()) <= set(table)
         }
     )
 
