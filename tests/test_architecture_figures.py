@@ -16,6 +16,7 @@ from ultraseg_lib.models.complexity import (
 from ultraseg_lib.models.layers import LearnedMap
 from ultraseg_lib.models.ultraseg import EnhancedDilatedBlock
 from ultraseg_lib.report import architecture_figures as af
+from ultraseg_lib.report import figures
 
 mpl.use("Agg")
 
@@ -157,7 +158,7 @@ def test_connections_are_one_point_each():
 
 def test_panels_of_both_signs_are_white_at_zero():
     signed = np.linspace(-1, 3, 64).reshape(8, 8)
-    figure = af.show_panels({"row": [("map", signed)]}, "title", "factor")
+    figure = figures.show_grid({"row": [("map", signed)]}, "title", "factor")
     shown = figure.axes[0].images[0]
     low, high = shown.get_clim()
     assert -low == high < 3
@@ -172,6 +173,6 @@ def test_panels_share_one_scale():
             ("high", np.ones((4, 4))),
         ]
     }
-    figure = af.show_panels(rows, "title", "share")
+    figure = figures.show_grid(rows, "title", "share")
     assert titles(figure) == ["image", "low", "high"]
     assert [axes.images[0].get_clim() for axes in figure.axes[1:3]] == [(0, 1), (0, 1)]

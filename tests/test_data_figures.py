@@ -6,7 +6,7 @@ import pytest
 
 from ultraseg_lib.data import Frames
 from ultraseg_lib.data.audit import PAIR_COLUMNS
-from ultraseg_lib.report import data_figures
+from ultraseg_lib.report import data_figures, figures
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_sequences_show_each_frame_in_its_part(frames):
 
 
 def test_copies_and_scores_are_labelled(frames):
-    shown = {"original": frames.images[0], "copy": frames.images[1]}
-    figure = data_figures.show_copies(shown, "title")
-    assert [axes.get_title() for axes in figure.axes] == ["original", "copy"]
+    shown = [("original", frames.images[0]), ("copy", frames.images[1])]
+    figure = figures.show_grid({"": shown}, "title")
+    assert [axes.get_title() for axes in figure.axes] == ["original", "copy"]  # and no colour bar
     figure = data_figures.plot_copied_dice({"a": np.array([0.1, 0.2]), "b": np.array([0.9])}, "t")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]

@@ -11,7 +11,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -25,6 +24,7 @@ from ultraseg_lib.study import (
     finished_runs,
     load_frames_of,
     missing_tests,
+    read_history,
     read_scores,
     run_once,
     test_sets_of,
@@ -232,27 +232,23 @@ class LocalPool:
 # --- estimates ------------------------------------------------------------------------------------
 
 
-def _seconds_an_epoch(run: Run) -> float | None:
-    path = run.folder / "history.csv"
-    try:
-        return float(pd.read_csv(path)["seconds"].median()) if path.exists() else None
-    except ValueError:  # empty or broken: the run itself will say so
-        return None
-
-
 def estimate(profile: Profile, todo: list[Run], jobs: int) -> str:
     """Say how long the runs may take, judged by runs of the same model on the same dataset here.
 
     Says so where there are none for some: a guess would be worth nothing.
     """
+
+    def kind(run: Run) -> tuple[str, str]:
+        return run.model.partition("+")[0], run.dataset
+
     known: dict[tuple[str, str], float] = {}
     for run in (*finished_runs(profile.name), *todo):
-        seconds = _seconds_an_epoch(run)
-        if seconds is not None:
-            known[run.model.partition("+")[0], run.dataset] = seconds
+        history = read_history(run)
+        if len(history):
+            known[kind(run)] = history["seconds"].median()
     left = {run: run.epochs - epochs_done(run) for run in todo}
-    told = [run for run in todo if (run.model.partition("+")[0], run.dataset) in known]
-    seconds = sum(left[run] * known[run.model.partition("+")[0], run.dataset] for run in told)
+    told = [run for run in todo if kind(run) in known]
+    seconds = sum(left[run] * known[kind(run)] for run in told)
     if not told:
         return "no estimate before the first epoch: no such run was done here yet"
     text = f"about {format_minutes(seconds / 60 / jobs)} at {jobs} side by side"

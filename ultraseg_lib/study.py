@@ -458,13 +458,15 @@ def _score(run: Run, tests: dict[str, Frames], config: dict[str, Any]) -> None:
 
 def epochs_done(run: Run) -> int:
     """Return how many epochs of a run are on disk, for progress and estimates."""
-    if run.is_complete:
-        return run.epochs
-    path = run.folder / "history.csv"
+    return run.epochs if run.is_complete else len(read_history(run))
+
+
+def read_history(run: Run) -> pd.DataFrame:
+    """Return a run's ``history.csv``, for estimates: empty where it is not there or broken."""
     try:
-        return len(pd.read_csv(path)) if path.exists() else 0
-    except ValueError:  # empty or broken: the run itself will say so
-        return 0
+        return pd.read_csv(run.folder / "history.csv")
+    except (FileNotFoundError, ValueError):  # of a broken one the run itself will say so
+        return pd.DataFrame()
 
 
 def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:

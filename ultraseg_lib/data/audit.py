@@ -86,8 +86,21 @@ def difference(image: np.ndarray, other: np.ndarray) -> tuple[int, float]:
     return int(bits.sum()), max(0.0, float(1 - first @ second))
 
 
-def _duplicates(keys: pd.DataFrame, thumbnails: np.ndarray) -> pd.DataFrame:
-    """Return the near-duplicates among pictures (N, 64, 64) whose names are the rows of ``keys``."""
+def near_duplicates(
+    tables: Iterable[pd.DataFrame], thumbnails: Iterable[np.ndarray] | None = None
+) -> pd.DataFrame:
+    """Find near-duplicates within and across datasets: a row a pair, most alike first.
+
+    ``tables``: with the columns dataset, image_id and image (the file). ``thumbnails``: of all images
+    in this order, (64, 64) each, where they are decoded already. Returns dataset_a, image_id_a,
+    dataset_b, image_id_b, difference (0 to ``NEAR``). Raises DataError for a file that cannot be
+    decoded.
+    """
+    table = pd.concat(list(tables), ignore_index=True)
+    keys = table[["dataset", "image_id"]]
+    if thumbnails is None:
+        thumbnails = each_file(_read_thumbnail, table["image"], "compare images")
+    thumbnails = np.stack(list(thumbnails))
     first, second = _close_pairs(_hashes(thumbnails))
     rows, values = _normalise(thumbnails), []
     for start in range(0, len(first), BLOCK):
@@ -101,25 +114,11 @@ def _duplicates(keys: pd.DataFrame, thumbnails: np.ndarray) -> pd.DataFrame:
     return table.sort_values("difference", kind="stable", ignore_index=True)[PAIR_COLUMNS]
 
 
-def near_duplicates(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Find near-duplicates within and across datasets: a row a pair, most alike first.
-
-    ``tables``: with the columns dataset, image_id and image (the file). Returns dataset_a,
-    image_id_a, dataset_b, image_id_b, difference (0 to ``NEAR``). Raises DataError for a file that
-    cannot be decoded.
-    """
-    table = pd.concat(list(tables), ignore_index=True)
-    pictures = list(each_file(_read_thumbnail, table["image"], "compare images"))
-    return _duplicates(table[["dataset", "image_id"]], np.stack(pictures))
-
-
 def near_duplicates_of(frames: Iterable[Frames]) -> pd.DataFrame:
     """Find near-duplicates as `near_duplicates` does, from frames that are decoded already."""
     frames = list(frames)
-    keys = pd.concat([each.table[["dataset", "image_id"]] for each in frames], ignore_index=True)
-    return _duplicates(
-        keys, np.stack([thumbnail(image) for each in frames for image in each.images])
-    )
+    pictures = (thumbnail(image) for each in frames for image in each.images)
+    return near_duplicates([each.table for each in frames], pictures)
 
 
 def copied_dice(train: Frames, test: Frames) -> np.ndarray:

@@ -16,7 +16,7 @@ from ultraseg_lib.data.augmentation import (
     draw_side,
     find_augmentation,
 )
-from ultraseg_lib.data.loading import Batch, Frames
+from ultraseg_lib.data.loading import Batch, Frames, drawn_batches
 
 GPU_FIX = "pip install -e '.[gpu]', or delete .venv, then ./run_all.sh"
 _PADDING = {cv2.BORDER_CONSTANT: "zeros", cv2.BORDER_REFLECT_101: "reflection"}
@@ -39,12 +39,8 @@ class DeviceFrames:
         self, batch_size: int, augmentation: str, seed: int, epoch: int, edge_method: str = "canny"
     ) -> Iterator[Batch]:
         """Yield one epoch of shuffled, augmented batches; the last may be smaller."""
-        setting = find_augmentation(augmentation)
-        rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(self.images))
-        for start in range(0, len(order), batch_size):
-            rows = np.sort(order[start : start + batch_size])
-            size = self.images.shape[-1]
+        setting, size = find_augmentation(augmentation), self.images.shape[-1]
+        for rows, rng in drawn_batches(len(self.images), batch_size, seed, epoch):
             side = draw_side(setting, size, rng)
             changes = [draw_change(setting, size, side, rng) for _ in rows]
             yield self._batch(torch.from_numpy(rows), changes, setting, edge_method)

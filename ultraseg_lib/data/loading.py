@@ -317,6 +317,16 @@ def to_batch(images: np.ndarray, masks: np.ndarray, edge_method: str = "canny") 
     return Batch(to_tensor(images), binary[:, None], torch.from_numpy(boundary).float()[:, None])
 
 
+def drawn_batches(
+    count: int, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
+    """Yield the rows of each shuffled batch, rising, and what draws its augmentation."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(count)
+    for start in range(0, count, batch_size):
+        yield np.sort(order[start : start + batch_size]), rng
+
+
 def training_batches(
     frames: Frames,
     batch_size: int,
@@ -330,10 +340,7 @@ def training_batches(
     Order and augmentation follow from ``seed`` and ``epoch`` alone, so a resumed run sees the same.
     Raises ValueError for an unknown augmentation or edge method.
     """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(frames))
-    for start in range(0, len(order), batch_size):
-        rows = np.sort(order[start : start + batch_size])
+    for rows, rng in drawn_batches(len(frames), batch_size, seed, epoch):
         augmented = augment(frames.images[rows], frames.masks[rows], augmentation, rng)
         yield to_batch(*augmented, edge_method)
 

@@ -5,15 +5,14 @@ named `draw_`, `plot_` and `show_` return a matplotlib Figure and show nothing b
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -431,36 +430,5 @@ def show_gates(image: np.ndarray, mask: np.ndarray, gates: dict[str, Tensor], ti
             axes.imshow(gate[0, 0].numpy(), cmap="cividis", vmin=0, vmax=1)
             axes.set_title(f"{kind}, level {level}\n{times(tuple(gate.shape[2:]))}")
     figure.colorbar(shown, ax=grid, label="gate (probability)", shrink=0.8)
-    figure.suptitle(title)
-    return figure
-
-
-def show_panels(
-    rows: dict[str, Sequence[tuple[str, np.ndarray]]], title: str, label: str
-) -> Figure:
-    """Show a grid of pictures with row labels; (S, S, 3) is an image, (S, S) a map.
-
-    `rows`: row label to (panel title, picture) pairs; all maps share one scale, named `label`. Where
-    they hold both signs it is white at 0, and a few of the farthest values lie beyond its ends.
-    """
-    columns = max(map(len, rows.values()))
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(3.9 * columns + 1.2, 4.1 * len(rows) + 0.8), squeeze=False
-    )
-    maps = [picture for row in rows.values() for _, picture in row if picture.ndim == 2]
-    values = np.concatenate([each.ravel() for each in maps])
-    scale, colours, ends = Normalize(values.min(), values.max()), "cividis", "neither"
-    if values.min() < 0 < values.max():
-        reach = np.quantile(np.abs(values), 0.98)
-        scale, colours, ends = Normalize(-reach, reach), "PuOr", "both"
-    for line, (name, row) in zip(grid, rows.items(), strict=True):
-        line[0].set_ylabel(name)
-        for axes, (panel, picture) in zip(line, row, strict=True):
-            axes.imshow(picture, cmap=colours, norm=scale)
-            axes.set_title(panel)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-    bar = ScalarMappable(scale, colours)
-    figure.colorbar(bar, ax=grid, label=label, shrink=0.85, extend=ends)
     figure.suptitle(title)
     return figure

@@ -828,11 +828,6 @@ def read_faults() -> pd.DataFrame:
 JUDGES = {"printed": "the paper's own tables", "ours": "our evidence", "record": "committed record"}
 
 
-def with_record(table: pd.DataFrame, record: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of claims with the committed record's verdicts beside it, column record."""
-    return table.assign(record=table["id"].map(record.set_index("id")["ours"]))
-
-
 def tally(table: pd.DataFrame) -> pd.DataFrame:
     """Count the verdicts: rows verdicts, columns the judges (see `JUDGES`) that the table has."""
     counts = {title: table[name].value_counts() for name, title in JUDGES.items() if name in table}

@@ -99,15 +99,6 @@ def plot_polyps_per_image(counts: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def show_copies(images: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Show pictures (H, W, 3) uint8 in a row, each under its own words."""
-    figure, grid = plt.subplots(1, len(images), figsize=(3.9 * len(images), 5.2), squeeze=False)
-    for axes, (words, image) in zip(grid.flat, images.items(), strict=True):
-        _show(axes, image, words)
-    figure.suptitle(title)
-    return figure
-
-
 def show_pairs(pairs: pd.DataFrame, frames: Mapping[str, Frames], title: str) -> Figure:
     """Show pairs of images above one another, with their true outlines, one column per pair.
 

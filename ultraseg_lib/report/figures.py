@@ -3,7 +3,7 @@
 Every function returns a matplotlib Figure and shows nothing by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -127,16 +127,39 @@ def show_samples(frames: Frames, rows: Sequence[int], columns: int = 4) -> Figur
     return figure
 
 
-def show_batch(image: np.ndarray, mask: np.ndarray, boundary: np.ndarray, dataset: str) -> Figure:
-    """Show a training batch of ``dataset``: images (B, S, S, 3) in [0, 1] above masks and boundary targets (B, S, S)."""
-    names = ("augmented image", "mask", "boundary target")
-    figure, grid = plt.subplots(3, len(image), figsize=(3 * len(image), 9), squeeze=False)
-    for line, (name, stack) in enumerate(zip(names, (image, mask, boundary), strict=True)):
-        for column, picture in enumerate(stack):
-            grid[line, column].imshow(picture, cmap="gray", vmin=0, vmax=1)
-            grid[line, column].set(xticks=[], yticks=[])
-        grid[line, 0].set_ylabel(name)
-    figure.suptitle(f"one batch as the model sees it: {dataset_title(dataset)}")
+def show_grid(
+    rows: Mapping[str, Sequence[tuple[str, np.ndarray]]],
+    title: str,
+    label: str = "",
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Show rows of pictures; (S, S, 3) is an image, uint8 or in [0, 1], (S, S) a map.
+
+    ``rows``: row label to (panel title, picture) pairs. All maps share one scale, named ``label``:
+    ``limits``, else their range; where that holds both signs it is white at 0, and a few of the
+    farthest values lie beyond its ends.
+    """
+    columns = max(map(len, rows.values()))
+    size = (3.9 * columns + 1.2, 4.1 * len(rows) + 0.8)
+    figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+    maps = [picture.ravel() for row in rows.values() for _, picture in row if picture.ndim == 2]
+    values = np.concatenate(maps) if maps else np.array([0, 1])
+    low, high = limits or (values.min(), values.max())
+    colours, ends = "cividis", "neither"
+    if low < 0 < high:
+        high = np.quantile(np.abs(values), 0.98)
+        low, colours, ends = -high, "PuOr", "both"
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for line, (name, row) in zip(grid, rows.items(), strict=True):
+        line[0].set_ylabel(name)
+        for axes, (panel, picture) in zip(line, row, strict=False):
+            shown = axes.imshow(picture, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+            axes.set_title(panel)
+    if maps:
+        figure.colorbar(shown, ax=grid, label=label, shrink=0.85, extend=ends)
+    figure.suptitle(title)
     return figure
 
 

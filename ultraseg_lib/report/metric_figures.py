@@ -31,7 +31,7 @@ from ultraseg_lib.report.figures import (
 from ultraseg_lib.study import RELEASED_BATCH
 
 Window = tuple[slice, slice]
-BLUE, ORANGE, GREEN, VERMILION = PALETTE[:4]
+BLUE, ORANGE, _, VERMILION = PALETTE[:4]
 LEVELS = 256  # probability maps are stored in this many steps
 
 
@@ -46,12 +46,6 @@ def zoom_window(mask: NDArray, side: int = 28) -> Window:
         for at, length in zip((row, column), mask.shape, strict=True)
     )
     return np.s_[top : top + side, left : left + side]
-
-
-def _paint(mask: NDArray, band: NDArray, colour: tuple[float, ...]) -> NDArray[np.float64]:
-    """Draw a band in colour over a dark background and a grey mask, (H, W, 3) in [0, 1]."""
-    grey = np.where(np.asarray(mask) > 0, 0.55, 0.12)
-    return np.where(np.asarray(band)[..., None] > 0, colour, grey[..., None])
 
 
 def _panel(axes: Axes, picture: NDArray, title: str) -> None:
@@ -79,23 +73,17 @@ def show_boundary_steps(image: NDArray, mask: NDArray[np.uint8], title: str) -> 
     side = window[0].stop - window[0].start
     grid[0].add_patch(Rectangle(corner, side, side, fill=False, ec=PRED, lw=3))
     for axes, (name, band, colour) in zip(grid[1:], panels, strict=True):
-        _panel(axes, _paint(mask, band, colour)[window], name)
+        _panel(axes, paint_band(mask, band, colour)[window], name)
     figure.suptitle(f"{title}. Amber square: the part enlarged")
     return figure
 
 
-def show_bands(mask: NDArray, bands: dict[str, NDArray], title: str) -> Figure:
-    """Show bands (S, S) over one mask (S, S), whole and enlarged, side by side, by their names."""
-    window = zoom_window(mask)
-    figure, grid = plt.subplots(1, 2 * len(bands), figsize=(5 * 2 * len(bands), 5.4))
-    for pair, (name, band), colour in zip(
-        grid.reshape(-1, 2), bands.items(), (BLUE, ORANGE), strict=False
-    ):
-        picture = _paint(mask, band, colour)
-        _panel(pair[0], picture, name)
-        _panel(pair[1], picture[window], "enlarged")
-    figure.suptitle(title)
-    return figure
+def paint_band(
+    mask: NDArray, band: NDArray, colour: tuple[float, ...] = ORANGE
+) -> NDArray[np.float64]:
+    """Draw a band in colour over a dark background and a grey mask, (H, W, 3) in [0, 1]."""
+    grey = np.where(np.asarray(mask) > 0, 0.55, 0.12)
+    return np.where(np.asarray(band)[..., None] > 0, colour, grey[..., None])
 
 
 def edge_length(mask: NDArray[np.uint8]) -> float:
@@ -124,23 +112,6 @@ def plot_band_widths(table: pd.DataFrame) -> Figure:
 
 
 # --- The loss -------------------------------------------------------------------------------
-
-
-def show_maps(rows: list[dict[str, NDArray]], title: str) -> Figure:
-    """Show rows of named maps: (S, S) in [0, 1], or an image (S, S, 3)."""
-    columns = max(len(row) for row in rows)
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(4 * columns, 4.1 * len(rows)), squeeze=False
-    )
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, row in zip(grid, rows, strict=True):
-        for axes, (name, picture) in zip(line, row.items(), strict=False):
-            shown = axes.imshow(picture, cmap="cividis", vmin=0, vmax=1)
-            axes.set_title(name)
-    figure.colorbar(shown, ax=grid, label="P(polyp) or P(boundary)", shrink=0.6)
-    figure.suptitle(title)
-    return figure
 
 
 def plot_loss_terms(table: pd.DataFrame, title: str) -> Figure:
