@@ -27,7 +27,7 @@ READ: dict[str, tuple[str, Form]] = {  # a column, or several in one: its headin
     **{name: (name, "{}") for name in ("recipe", "protocol", "epochs", "step", "verdict")},
     "recipe epochs protocol": ("recipe, epochs, protocol", "{}, {}, {}"),
     "dataset": ("dataset", dataset_title), "tested": ("tested on", dataset_title),
-    "title": ("model", "{}"), "baseline": ("with", model_title),
+    "title": ("model", "{}"), "baseline": ("compared with", model_title),
     "label": ("change: A − B", "{}"), "a": ("setting A", "{}"), "b": ("setting B", "{}"),
     "seeds": ("seeds", "{:.0f}"), "images": ("images", "{:.0f}"),
     "dice": ("Dice", LEVEL), "dice_sd": ("sd over seeds", LEVEL),
