@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
@@ -143,6 +144,22 @@ def test_a_run_that_another_process_does_is_refused(outputs):
     study.forget([run], plan)
     assert not run.folder.exists()
     assert engines.run_study(plan, [run]) == {}
+
+
+def test_a_notebook_waits_for_a_run_that_another_one_trains(outputs):
+    """As notebooks 10 and 11 of the demo, side by side, whose teacher no grid of theirs holds."""
+    plan = tiny_plan()
+    run = study.plan_runs(plan)[0]
+    with ThreadPoolExecutor(1) as other:
+        with study.only_here(run):
+            waiting = other.submit(study.ensure_run, run, plan)
+            time.sleep(0.3)
+            assert not run.is_complete
+            study._train_and_score(run, plan, study.load_run_data(run, plan), None)
+            trained = (run.folder / "weights.safetensors").stat().st_mtime_ns
+        scores = waiting.result(timeout=60)
+    assert scores.equals(study.read_scores(run))
+    assert (run.folder / "weights.safetensors").stat().st_mtime_ns == trained
 
 
 def test_force_removes_nothing_where_one_run_is_held(outputs):

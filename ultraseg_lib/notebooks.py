@@ -115,7 +115,7 @@ def execute(execution: Execution, folder: Path) -> float:
         try:
             papermill.execute_notebook(
                 execution.notebook, temporary, execution.parameters, kernel_name="python3",
-                cwd=NOTEBOOKS, progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                cwd=NOTEBOOKS, progress_bar=False, extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )  # fmt: skip
         except papermill.PapermillExecutionError:
             temporary.rename(failed)  # the cell that failed can be read there

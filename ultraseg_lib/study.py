@@ -300,12 +300,12 @@ def missing_tests(run: Run, wanted: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def only_here(run: Run) -> Iterator[None]:
-    """Hold a run, so that no other process does or removes it; raise ValueError if one does."""
+def only_here(run: Run, wait: bool = False) -> Iterator[None]:
+    """Hold a run, so that no other process does or removes it; ``wait``, or raise ValueError, if one does."""
     lock = FileLock(run.folder.with_name(f".{run.run_id}.lock"))  # stays when the folder goes
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise ValueError(f"{run.folder}: another process is doing this run; wait for it") from None
     try:
@@ -333,17 +333,18 @@ def run_once(
     profile: Profile,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     frames: RunData | None = None,
+    wait: bool = False,
 ) -> pd.DataFrame:
     """Train and score what a run lacks, read the rest; return its scores.
 
-    ``frames``: those of the run, where they are at hand. Raises ValueError where the run is being
-    done by another process, and for one that was made from other inputs.
+    ``frames``: those of the run, where they are at hand. ``wait`` where another process is doing the
+    run, or raise ValueError; also raised for a run that was made from other inputs.
     """
     if run.is_complete:
         check_complete(run, profile)
         if not missing_tests(run, frames.tests if frames else test_sets_of(run, profile)):
             return read_scores(run)
-    with only_here(run):
+    with only_here(run, wait):
         _train_and_score(run, profile, frames or load_run_data(run, profile), on_epoch)
     return read_scores(run)
 
@@ -358,6 +359,8 @@ def _train_and_score(
         config, todo = read_config(run), missing_tests(run, frames.tests)
         trained = {"frames": config["split_hash"]}
         check_same_inputs(trained, {"frames": frames.split_hash}, run.folder)
+        if not todo:  # another process did it while this one waited
+            return
     else:
         config, todo = _train(run, profile, frames, on_epoch), list(frames.tests)
     _score(run, {name: frames.tests[name] for name in todo}, config)
@@ -472,7 +475,7 @@ def read_history(run: Run) -> pd.DataFrame:
 def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
     """Return the scores of one run, training it here, with a progress bar, if the ledger lacks it.
 
-    The run that teaches it comes first. Raises ValueError for a run that a frozen profile lacks.
+    Waits where another notebook is training it. The run that teaches it comes first. Raises ValueError for a run that a frozen profile lacks.
     """
     if run.is_complete:
         return read_scores(run) if profile.frozen else run_once(run, profile)
@@ -484,7 +487,7 @@ def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
     for teacher in teachers_of(run, profile):
         ensure_run(teacher, profile)
     with tqdm(total=run.epochs, initial=epochs_done(run), unit="epoch", desc=run.run_id) as bar:
-        return run_once(run, profile, on_epoch=lambda row: bar.update())
+        return run_once(run, profile, on_epoch=lambda row: bar.update(), wait=True)
 
 
 # --- the ledger -----------------------------------------------------------------------------------
