@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ultraseg_lib.paths import ROOT
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 PACKAGES = ("torch", "numpy", "opencv-python", "pandas", "scipy")
 
 
@@ -38,7 +40,12 @@ def cpu_model() -> str:
 
 def usable_cores() -> int:
     """Return how many cores this process may use (``taskset`` and containers may leave some out)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = CPU_QUOTA.read_text(encoding="utf-8").split()  # "200000 100000": two cores
+    except OSError:  # no Linux container
+        quota = "max"
+    return cores or 1 if quota == "max" else max(1, min(cores or 1, int(quota) // int(period)))
 
 
 def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
