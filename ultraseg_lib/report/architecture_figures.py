@@ -152,7 +152,7 @@ def draw_ultraseg(model: UltraSeg, size: int = 256) -> Figure:
     axes.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.04), ncol=6, fontsize=19
     )
-    axes.set(xlim=(-3.7, HEADS_X + 2.4), ylim=(-5.85 * ROW, 0.8))
+    axes.set(xlim=(-3.7, HEADS_X + 4.8), ylim=(-5.85 * ROW, 0.8))
     axes.set_axis_off()
     return figure
 
@@ -207,6 +207,7 @@ def _draw_level(axes: Axes, model: UltraSeg, shapes: dict[str, list[Shape]], lev
     _arrow(axes, (ENCODER_X + half, y), (FUSION_X - half, y), ls="--")
     _arrow(axes, (DECODER_X - half, y), (FUSION_X + half, y))
     _arrow(axes, (DECODER_X + half, y), (HEADS_X - half, y), arrowstyle="<|-|>")
+    axes.text(HEADS_X + half + 0.3, y, f"level {level}", va="center", fontsize=19, color="0.3")
     over = y + rise + 0.2
     ends = (FUSION_X + 1.2, y + rise)
     _arrow(axes, (HEADS_X, y + rise), (HEADS_X, over), (ends[0], over), ends,
