@@ -64,6 +64,10 @@ done
 
 # --- set-up: a virtual environment, or a conda one where only conda has a Python that is new enough
 
+has_pip() {
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null 2>&1
+}
+
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null; }
 
 find_python() {
@@ -85,6 +89,7 @@ make_environment() {
     fi
     conda=$(command -v mamba || command -v conda || true)
     [ -n "$conda" ] || fail "needs Python 3.11.4 or newer (found $(python3 --version 2>&1 || echo none)); install it, or conda"
+    rm -rf .venv
     "$conda" env create --quiet --file environment.yml --prefix ./.venv
 }
 
@@ -109,7 +114,7 @@ set_up() {
     wanted=$(cat requirements.lock pyproject.toml | cksum)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
     echo "== set-up (once, a few minutes)"
-    [ -x .venv/bin/python ] && new_enough .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 || make_environment
+    [ -x .venv/bin/python ] && new_enough .venv/bin/python && has_pip || make_environment
     install_packages || fail "the packages could not be installed; read the lines above"
     echo "$wanted" >"$stamp"
 }

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from ultraseg_lib.grid import CHOSEN
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -16,6 +18,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def one_thread() -> None:
     """Run torch on one thread, so that sums are made in one order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test inherit what the user, or a test before it, chose of a profile."""
+    monkeypatch.setenv(CHOSEN, "{}")
 
 
 @pytest.fixture(autouse=True)

@@ -241,4 +241,3 @@ def test_an_older_history_without_weights_is_told(trained):
     history = pd.read_csv(path)
     history.loc[:, ~history.columns.str.startswith(WEIGHT_COLUMN)].to_csv(path, index=False)
     assert ablation.weights_over_epochs(run).empty
-    assert ablation.weights_over_epochs(run).empty

@@ -15,7 +15,6 @@ import pytest
 
 from ultraseg_lib import check, notebooks, study
 from ultraseg_lib.__main__ import main
-from ultraseg_lib.grid import CHOSEN
 from ultraseg_lib.paths import ROOT, data_dir, outputs_dir
 
 
@@ -134,7 +133,7 @@ def test_script_makes_a_half_made_environment_anew(tmp_path):
     """As Debian leaves one without python3-venv: a Python, and no pip."""
     script, half = copy_of_script(tmp_path), tmp_path / ".venv" / "bin" / "python"
     half.parent.mkdir(parents=True)
-    half.write_text('#!/bin/sh\n[ "$2" = pip ] && exit 1\nexit 0\n')
+    half.write_text('#!/bin/sh\ncase "$2" in pip | ensurepip) exit 1 ;; esac\nexit 0\n')
     half.chmod(0o755)
     new = tmp_path / "python3"
     new.write_text('#!/bin/sh\n[ "$2" = venv ] && echo "made anew: $*" && exit 1\nexit 0\n')
@@ -234,11 +233,24 @@ def test_a_misspelt_dataset_is_told_before_the_benchmark(kvasir, monkeypatch, ca
     assert "dataset: unknown 'kvasir'" in capsys.readouterr().err
 
 
+def test_masks_are_compared_for_the_models_that_were_timed(tmp_path, monkeypatch):
+    """LB-UNet cannot run at 80 px: it is left out, and asked for no mask."""
+    monkeypatch.setattr("ultraseg_lib.study.load_frames_of", lambda *_: None)
+    rows = [{"model": "ultraseg_130k"}] * 2
+    asked = []
+    fake = "ultraseg_lib.deploy.benchmark"
+    monkeypatch.setattr(f"{fake}.benchmark", lambda **_: {"rows": rows, "left_out": []})
+    monkeypatch.setattr(f"{fake}.agreement_on", lambda *words: asked.append(words) or [])
+    words = ["bench", "--models", "lbunet,ultraseg_130k", "--size", "80", "--dataset", "kvasir_seg"]
+    assert main([*words, "-o", str(tmp_path / "bench.json")]) == 0
+    assert asked == [("kvasir_seg", ["ultraseg_130k"], 80)]
+
+
 def test_a_benchmark_replaces_no_file_and_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ultraseg_lib.deploy.benchmark.benchmark", lambda **_: 1 / 0)
     (tmp_path / "earlier.json").write_text("half an hour of work")
     assert main(["bench", "-o", str(tmp_path / "earlier.json")]) == 2
-    assert "earlier.json: is there already; remove it, or name another" in capsys.readouterr().err
+    assert "earlier.json: is there already, whole or begun; remove it" in capsys.readouterr().err
     assert main(["bench", "-o", str(tmp_path)]) == 2
     assert f"--output {tmp_path}: is a folder; name a file in it" in capsys.readouterr().err
 
@@ -380,13 +392,15 @@ def test_what_the_user_chose_holds_in_the_notebooks_too(monkeypatch, capsys, out
         )
         return {}, {}
 
-    monkeypatch.setenv(CHOSEN, "{}")
     monkeypatch.setattr("ultraseg_lib.engines.run_study", lambda *_: {})
     monkeypatch.setattr(notebooks, "run_notebooks", in_a_notebook)
     whole = study.plan_runs(study.load_profile("lite"))
     assert main(["run", "--only", "05", "--models", "lbunet", "--epochs", "2"]) == 0
     assert {(run.model, run.epochs) for run in planned["demo"]} == {("lbunet", 2)}
     assert planned["lite"] == whole
+    for words in (["--models", "ultraseg_130k+fusion_fixed"], ["--datasets", "synthetic@p25"]):
+        assert main(["run", *words]) == 2  # notebooks 00, 02 and 05 would have nothing to show
+        assert "no such run is chosen or finished; add one" in capsys.readouterr().err
 
 
 def test_a_record_is_shown_and_never_trained(monkeypatch, capsys, outputs):

@@ -1,6 +1,7 @@
 """Each wrong file is named, in each of the seven datasets; a whole copy passes."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -171,13 +172,17 @@ def test_the_listing_goes_on_past_a_broken_dataset(one, tmp_path, monkeypatch, c
 
 def test_the_audit_goes_on_past_a_broken_dataset(one, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path))
-    _, mask = one("kvasir_seg")
-    mask.unlink()
+    _, gone = one("kvasir_seg")
+    gone.unlink()
+    broken, _ = one("cvc_clinicdb")
+    broken.write_bytes(broken.read_bytes()[:20])
     one("etis_larib")
     assert main(["data", "audit"]) == 1
     told = capsys.readouterr().out
     assert "etis_larib       1" in told
-    assert "kvasir_seg: not audited: " in told
+    assert "Not audited" in told
+    assert re.search(r"^kvasir_seg: .*its mask", told, re.MULTILINE)
+    assert re.search(r"^cvc_clinicdb: .*not a readable image", told, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

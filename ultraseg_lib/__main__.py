@@ -175,11 +175,8 @@ def command_audit(args: argparse.Namespace) -> int:
     from ultraseg_lib.data import audit, look_for_datasets
     from ultraseg_lib.paths import data_dir
 
-    found = look_for_datasets(data_dir())
-    print(audit.run({name: each for name, each in found.items() if not each.problems}))
-    wrong = {name: each.problems for name, each in found.items() if each.problems}
-    for name, problems in wrong.items():
-        print(f"\n{name}: not audited: {problems[0]} (all: python -m ultraseg_lib data verify)")
+    report, wrong = audit.run(look_for_datasets(data_dir()))
+    print(report)
     return int(bool(wrong))
 
 
@@ -282,7 +279,7 @@ def command_run(args: argparse.Namespace) -> int:
     """Train what the chosen notebooks need, run them by papermill, print a summary."""
     from ultraseg_lib import notebooks
     from ultraseg_lib.grid import CHOSEN
-    from ultraseg_lib.study import forget, plan_grids
+    from ultraseg_lib.study import finished_runs, forget, has_own_test_part, plan_grids, plan_runs
 
     _check_engine(args)
     profile = _profile(args)
@@ -290,6 +287,12 @@ def command_run(args: argparse.Namespace) -> int:
     if args.force:
         _refuse_frozen(profile)
     chosen = notebooks.find_notebooks(args.only, args.start)
+    shown = (*plan_runs(profile), *finished_runs(profile.name))
+    if not any("+" not in run.model and has_own_test_part(run.dataset) for run in shown):
+        raise ValueError(
+            "the notebooks show plain models on datasets with a test part of their own, and no such run"
+            " is chosen or finished; add one, or train without notebooks: python -m ultraseg_lib study"
+        )
     plan = notebooks.plan_executions(chosen, profile)
     runs = [] if profile.frozen else plan_grids(profile, notebooks.grids_needed(chosen, profile))
     if args.force:
@@ -310,14 +313,16 @@ def command_bench(args: argparse.Namespace) -> int:
     models, backends, isas = (
         each and list(each) for each in (args.models, args.backends, args.isas)
     )
-    if args.dataset:  # looked for before the long part
-        load_frames_of(args.dataset, load_profile("lite", image_size=args.size))
     threads = [args.threads] if args.threads else None
     path = args.output or outputs_dir("bench") / "bench.json"
     if path.is_dir():
         raise ValueError(f"--output {path}: is a folder; name a file in it, {path / 'bench.json'}")
     if path.exists():
-        raise ValueError(f"{path}: is there already; remove it, or name another file by --output")
+        raise ValueError(
+            f"{path}: is there already, whole or begun; remove it, or name another file by --output"
+        )
+    if args.dataset:  # looked for before the long part
+        load_frames_of(args.dataset, load_profile("lite", image_size=args.size))
     result = benchmark.benchmark(
         models=models, backends=backends, isas=isas, threads=threads, size=args.size,
         frames=args.frames, seconds=args.seconds, path=path,

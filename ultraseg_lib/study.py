@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -305,9 +306,14 @@ def only_here(run: Run, wait: bool = False) -> Iterator[None]:
     lock = FileLock(run.folder.with_name(f".{run.run_id}.lock"))  # stays when the folder goes
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"{run.folder}: another process is doing this run; wait for it") from None
+        if not wait:
+            raise ValueError(
+                f"{run.folder}: another process is doing this run; wait for it"
+            ) from None
+        print(f"another process is doing {run.run_id}: waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
     try:
         yield
     finally:
@@ -478,7 +484,7 @@ def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
     Waits where another notebook is training it. The run that teaches it comes first. Raises ValueError for a run that a frozen profile lacks.
     """
     if run.is_complete:
-        return read_scores(run) if profile.frozen else run_once(run, profile)
+        return read_scores(run) if profile.frozen else run_once(run, profile, wait=True)
     if profile.frozen:
         raise ValueError(
             f"{run.run_id} is not in the record {profile.name}, which is shown, not trained; name a"
@@ -529,18 +535,19 @@ def tell_missing(profile: Profile, grid: str = "main", most: int = 12) -> str:
 
 
 def pick_run(profile: Profile, model: str) -> Run:
-    """Return a run of ``model`` to show: a finished one, the profile's own first.
+    """Return a run of ``model`` to show: a finished one, a planned one first.
 
     Only runs with a test part of their own: the mixed set and shares of a set have none. The demo
     plans one where none is finished (a minute to train); other profiles show another finished model
     instead, a plain one, no variant. Raises ValueError where no such run is finished.
     """
-    planned = [run for run in plan_runs(profile) if run.model == model]
+    planned = [run for run in plan_runs(profile) if has_own_test_part(run.dataset)]
     finished = [run for run in finished_runs(profile.name) if has_own_test_part(run.dataset)]
-    same = [run for run in finished if run.model == model]
-    soon = planned if profile.name == "demo" else []
-    plain = (run for run in finished if "+" not in run.model)
-    for run in [*(run for run in planned if run in same), *same, *soon, *plain]:
+    ours, same = ([run for run in runs if run.model == model] for runs in (planned, finished))
+    soon = ours if profile.name == "demo" else []
+    others = [run for run in planned if run in finished], finished
+    plain = (run for runs in others for run in runs if "+" not in run.model)
+    for run in [*(run for run in ours if run in same), *same, *soon, *plain]:
         return run
     raise ValueError(
         "no finished run on a dataset with a test part of its own (the mixed set and shares have"

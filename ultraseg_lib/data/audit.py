@@ -7,6 +7,7 @@ two pictures, so brightness and contrast do not count; pairs up to ``NEAR`` are 
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -267,21 +268,37 @@ def _report_mixed(found: Mapping[str, FoundDataset], duplicates: pd.DataFrame) -
     )
 
 
-def run(found: Mapping[str, FoundDataset]) -> str:
-    """Audit the datasets that were found and return the report.
-
-    Raises DataError for a file that cannot be decoded.
-    """
+def run(found: Mapping[str, FoundDataset]) -> tuple[str, dict[str, str]]:
+    """Audit the datasets that were found; return the report, and what is wrong in each that is not in it."""
     if not found:
-        return "no dataset found: nothing to audit"
-    tables = [each.table for each in found.values()]
-    masks = pd.DataFrame([summarize_masks(mask_table(table)) for table in tables])
-    duplicates = near_duplicates(tables)
-    listed = pd.concat([summarize_splits(table, duplicates) for table in tables])
-    sections = {
-        "Masks (area in % of the image, of images with a polyp)": [masks.to_string(index=False)],
-        f"Near-duplicates (difference up to {NEAR})": _report_duplicates(duplicates),
-        "Splits": [listed.to_string(index=False)],
-        "Mixed training set (random splits)": [_report_mixed(found, duplicates)],
-    }
-    return "\n\n".join("\n".join([title, *lines]) for title, lines in sections.items())
+        return "no dataset found: nothing to audit", {}
+    masks, pictures, wrong = [], {}, {}
+    for name, dataset in found.items():
+        try:
+            if dataset.problems:
+                raise DataError(dataset.problems[0])
+            facts = summarize_masks(mask_table(dataset.table))
+            pictures[name] = list(
+                each_file(_read_thumbnail, dataset.table["image"], f"images of {name}")
+            )
+            masks.append(facts)
+        except DataError as error:
+            wrong[name] = str(error)
+    sections = {}
+    if pictures:
+        audited = {name: found[name] for name in pictures}
+        tables = [each.table for each in audited.values()]
+        duplicates = near_duplicates(tables, chain(*pictures.values()))
+        listed = pd.concat([summarize_splits(table, duplicates) for table in tables])
+        told = pd.DataFrame(masks).to_string(index=False)
+        sections = {
+            "Masks (area in % of the image, of images with a polyp)": [told],
+            f"Near-duplicates (difference up to {NEAR})": _report_duplicates(duplicates),
+            "Splits": [listed.to_string(index=False)],
+            "Mixed training set (random splits)": [_report_mixed(audited, duplicates)],
+        }
+    if wrong:
+        sections["Not audited (all that is wrong: python -m ultraseg_lib data verify)"] = [
+            f"{name}: {reason}" for name, reason in wrong.items()
+        ]
+    return "\n\n".join("\n".join([title, *lines]) for title, lines in sections.items()), wrong

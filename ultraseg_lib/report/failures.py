@@ -89,14 +89,18 @@ def pick_runs(runs: Iterable[Run], profile: Profile, model: str, test_set: str) 
 
 
 def plan_comparison(profile: Profile, planned: Sequence[Run]) -> list[Run]:
-    """Return the planned runs of the models of Fig. 3 in the first setting, and the teacher's run."""
+    """Return the planned runs of the models of Fig. 3 in the first setting, and the teacher's run.
+
+    The latter only where the profile distils: not where the user chose other models.
+    """
 
     def setting(run: Run) -> tuple:
         return tuple(getattr(run, each) for each in SETTING)
 
     first = [run for run in planned if setting(run) == setting(planned[0])]
     chosen = [run for run in first if run.model in wanted_models(profile)]
-    teachers = [replace(planned[0], model=profile.teacher)] if profile.teacher else []
+    distils = profile.teacher and "distillation" in profile.grids
+    teachers = [replace(planned[0], model=profile.teacher)] if distils else []
     return list(dict.fromkeys([*chosen, *teachers]))
 
 

@@ -146,7 +146,7 @@ def show_grid(
     values = np.concatenate(maps) if maps else np.array([0, 1])
     low, high = limits or (values.min(), values.max())
     colours, ends = "cividis", "neither"
-    if low < 0 < high:
+    if low < 0 < high and not limits:
         high = np.quantile(np.abs(values), 0.98)
         low, colours, ends = -high, "PuOr", "both"
     for axes in grid.flat:
