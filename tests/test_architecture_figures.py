@@ -165,6 +165,15 @@ def test_panels_of_both_signs_are_white_at_zero():
     assert shown.cmap(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.05)
 
 
+def test_rows_may_be_uneven_and_limits_hold_for_all_maps():
+    half = np.full((4, 4), 0.5)
+    rows = {"a": [("x", half), ("y", half)], "b": [("z", -half)]}
+    figure = figures.show_grid(rows, "title", "share", limits=(-1, 2))
+    *filled, empty = figure.axes[:4]
+    assert [axes.images[0].get_clim() for axes in filled] == [(-1, 2)] * 3
+    assert not empty.images
+
+
 def test_panels_share_one_scale():
     rows = {
         "one": [
