@@ -28,6 +28,14 @@ BOTH = ("kvasir_seg", "cvc_clinicdb")  # trained on by both rules
 SMALL = ("lbunet", "unet_tiny")  # trained on both by both rules, as both UltraSegs
 OTHER_DRAWS = tuple(draws.NAMES.values())[1:]  # have a table of their own
 SIDES = ("ahead", "behind", "undecided")
+BATCH, IMAGE, LEAD = "batch_pooled_dice", "dice dice_low dice_high", "difference low high"
+SETTING = "recipe epochs protocol"
+APART = {
+    f"{BATCH}_apart": ("per batch − paper", SIGNED),
+    " ".join(f"{name}_apart" for name in IMAGE.split()):
+        ("per image − paper's per batch (95 % interval)", READ[LEAD][1]),
+}  # fmt: skip
+COMPARED = ("title", SETTING, "seeds", IMAGE, BATCH, "paper_dice", *APART)
 
 
 @cache  # every table and card shows some of its rows
@@ -47,7 +55,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> 
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
-def told(
+def as_markdown(
     table: pd.DataFrame, columns: Iterable[str], read: Mapping[str, tuple[str, Form]] = READ
 ) -> str:
     """Return columns of a table as Markdown; see `tables.shown`."""
@@ -72,20 +80,10 @@ def _beside_paper(levels: pd.DataFrame) -> pd.DataFrame:
     return levels.assign(**apart)
 
 
-BATCH, IMAGE, LEAD = "batch_pooled_dice", "dice dice_low dice_high", "difference low high"
-SETTING = "recipe epochs protocol"
-APART = {
-    f"{BATCH}_apart": ("per batch − paper", SIGNED),
-    " ".join(f"{name}_apart" for name in IMAGE.split()):
-        ("per image − paper's per batch (95 % interval)", READ[LEAD][1]),
-}  # fmt: skip
-COMPARED = ("title", SETTING, "seeds", IMAGE, BATCH, "paper_dice", *APART)
-
-
 def own_results(ledger: pd.DataFrame) -> str:
     """Return every run on the test part of its own dataset beside Table 3 of the paper."""
     levels = tables.main_table(ledger).sort_values(["dataset", "title"], kind="stable")
-    return told(_beside_paper(levels), ["dataset", *COMPARED], READ | APART)
+    return as_markdown(_beside_paper(levels), ["dataset", *COMPARED], READ | APART)
 
 
 def own_summary(ledger: pd.DataFrame) -> str:
@@ -132,7 +130,7 @@ def unseen_summary(ledger: pd.DataFrame) -> str:
         IMAGE: ("the same per image (95 % interval)", READ[IMAGE][1]),
         "miss_rate": ("frames with no polyp pixel found", lambda rate: f"{100 * rate:.0f} %"),
     }  # fmt: skip
-    return told(mixed_levels(ledger).sort_values(["tested", "title"]), columns, columns)
+    return as_markdown(mixed_levels(ledger).sort_values(["tested", "title"]), columns, columns)
 
 
 def _on_unseen(ledger: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -148,7 +146,7 @@ def unseen_results(ledger: pd.DataFrame) -> str:
     """Return the runs on the mixed set beside Table 6 of the paper."""
     levels = _on_unseen(ledger)[0].merge(_papers_levels(), "left")
     levels = levels.sort_values(["tested", "dice"], ascending=[True, False])
-    return told(_beside_paper(levels), ["tested", *COMPARED], READ | APART)
+    return as_markdown(_beside_paper(levels), ["tested", *COMPARED], READ | APART)
 
 
 def elsewhere_results(ledger: pd.DataFrame) -> str:
@@ -279,7 +277,7 @@ def lead_summary() -> str:
         **{name: (words, SIGNED) for name, words in zip(RULES, BY_RULES, strict=True)},
         **{f"{name}_elsewhere": (f"on other datasets, `{rule[0]}`", "{}") for name, rule in RULES.items()},
     }  # fmt: skip
-    return told(lead_rows(), columns, columns)
+    return as_markdown(lead_rows(), columns, columns)
 
 
 def ladder_steps(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -306,7 +304,7 @@ def ladder(ledger: pd.DataFrame) -> str:
     """Return `ladder_steps` as a table."""
     more = {"batch": ("per batch of 4", SIGNED), "printed": ("paper, per batch of 4", SIGNED)}
     columns = ["dataset", SETTING, "step", "seeds", LEAD, *more]
-    return told(ladder_steps(ledger), columns, READ | more)
+    return as_markdown(ladder_steps(ledger), columns, READ | more)
 
 
 def _papers_levels() -> pd.DataFrame:
@@ -324,7 +322,7 @@ def drawn(ledger: pd.DataFrame) -> str:
         "seeds": READ["seeds"], IMAGE: ("ours, per image (95 % interval)", READ[IMAGE][1]),
         BATCH: ("per batch of 4", LEVEL), "paper_dice": ("paper, per batch of 4", "{:.4f}"),
     }  # fmt: skip
-    return told(draws.draws_table(ledger), columns, columns)
+    return as_markdown(draws.draws_table(ledger), columns, columns)
 
 
 def trainings(ledger: pd.DataFrame) -> str:
@@ -353,7 +351,7 @@ def choices(ledger: pd.DataFrame) -> str:
     if table.empty:
         return "No two such runs are here yet."
     lead = {LEAD: ("Dice A − B (95 % interval)", READ[LEAD][1])}
-    return told(table, ["dataset", "title", "a", "b", LEAD], READ | lead)
+    return as_markdown(table, ["dataset", "title", "a", "b", LEAD], READ | lead)
 
 
 def repeats() -> str:
@@ -462,7 +460,7 @@ def _score_rows(scores: pd.DataFrame, dataset: str) -> str:
         "precision": ("precision", LEVEL), "recall": ("recall", LEVEL),
         "miss_rate": READ["miss_rate"], "false": ("false alarms", "{}"),
     }  # fmt: skip
-    return told(scores, columns, columns)
+    return as_markdown(scores, columns, columns)
 
 
 def _false_alarms(scores: pd.DataFrame) -> str:

@@ -154,8 +154,8 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     """
     check_choice("profile", name, profile_names())
     values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
-    chosen = json.loads(os.environ.get(CHOSEN, "{}")).get(name, {})
-    changes = {key: value for key, value in (chosen | overrides).items() if value is not None}
+    by_user = json.loads(os.environ.get(CHOSEN, "{}")).get(name, {})
+    changes = {key: value for key, value in (by_user | overrides).items() if value is not None}
     values |= changes
     lists = {k: tuple(dict.fromkeys(v)) for k, v in values.items() if isinstance(v, list | tuple)}
     for argument, chosen in lists.items():

@@ -302,7 +302,10 @@ def missing_tests(run: Run, wanted: Iterable[str]) -> list[str]:
 
 @contextmanager
 def only_here(run: Run, wait: bool = False) -> Iterator[None]:
-    """Hold a run, so that no other process does or removes it; ``wait``, or raise ValueError, if one does."""
+    """Hold a run, so that no other process does or removes it.
+
+    Where one does: ``wait`` for it, or raise ValueError.
+    """
     lock = FileLock(run.folder.with_name(f".{run.run_id}.lock"))  # stays when the folder goes
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -481,7 +484,8 @@ def read_history(run: Run) -> pd.DataFrame:
 def ensure_run(run: Run, profile: Profile) -> pd.DataFrame:
     """Return the scores of one run, training it here, with a progress bar, if the ledger lacks it.
 
-    Waits where another notebook is training it. The run that teaches it comes first. Raises ValueError for a run that a frozen profile lacks.
+    Waits where another notebook is training it. The run that teaches it comes first. Raises
+    ValueError for a run that a frozen profile lacks.
     """
     if run.is_complete:
         return read_scores(run) if profile.frozen else run_once(run, profile, wait=True)
