@@ -133,6 +133,14 @@ def test_the_longest_training_decides(level):
     assert decide("edbs_gain", *short, *long).holds is True
 
 
+def test_one_seed_trained_longer_leaves_the_lead_to_three(level):
+    three = [rows("ultraseg_108k", level + 0.1), rows("ultraseg_108k_st", level)]
+    longer = [rows("ultraseg_108k", level - 0.1, seeds=1, epochs=200),
+              rows("ultraseg_108k_st", level, seeds=1, epochs=200)]  # fmt: skip
+    assert decide("edbs_gain", *three, *longer).holds is True
+    assert decide("edbs_gain", *longer).holds is None
+
+
 def test_a_claim_holds_only_with_all_its_datasets_and_rivals(level):
     runs = [rows(name, level, dataset) for name in SMALL for dataset in FIVE]
     ours = [rows("ultraseg_130k", level + 0.1, dataset) for dataset in FIVE]

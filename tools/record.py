@@ -88,7 +88,7 @@ def own_results(ledger: pd.DataFrame) -> str:
 
 def own_summary(ledger: pd.DataFrame) -> str:
     """Return a row a dataset and model: the paper's Dice, ours by its rules, ours trained harder."""
-    levels = tables.main_table(tables.longest_runs(tables.whole_models(ledger)))
+    levels = tables.main_table(tables.settled_runs(tables.whole_models(ledger)))
     levels = levels[~levels["dataset"].isin(OTHER_DRAWS)]
     settings = dict(list(levels.groupby(["recipe", "protocol"])))
     keys = ["dataset", "title"]
@@ -244,10 +244,8 @@ def lead_rows() -> pd.DataFrame:
     models have; NaN where not run). Columns again_elsewhere and harder_elsewhere: on how many of the
     other test sets it is ahead and behind, per image, in words.
     """
-    table = _small_leads().query("model == @OURS[0] and dataset in @BOTH").sort_values("epochs")
-    table = table.drop_duplicates(
-        ["recipe", "dataset", "baseline", "tested"], keep="last"
-    )  # longest
+    table = _small_leads().query("model == @OURS[0] and dataset in @BOTH")
+    table = tables.settled(table, ["recipe", "dataset", "baseline", "tested"])
     rules = ["recipe", "protocol", "dataset", "baseline"]
     own = table[table["tested"] == table["dataset"]].set_index(rules)
     ahead = (own["batch_a"] - own["batch_b"]).sort_index()

@@ -53,7 +53,7 @@ def dice_rows() -> pd.DataFrame:
     NaN where not run. All Dices are pooled per batch of 4, the released code's definition.
     """
     whole = tables.whole_models(committed_ledger())
-    ours = tables.main_table(tables.longest_runs(whole[whole["dataset"] == SHOWN]))
+    ours = tables.main_table(tables.settled_runs(whole[whole["dataset"] == SHOWN]))
     ours = ours.set_index(["recipe", "protocol", "title"])["batch_pooled_dice"]
     printed = tables.paper_table3().query("dataset == @SHOWN").set_index("title")
     sizes = {info.title: count_parameters(create_model(name)) for name, info in MODELS.items()}
@@ -141,7 +141,7 @@ FINDINGS = """\
 
 def findings() -> str:
     """Return the main results as a Markdown list; every number is read from the record."""
-    ledger = tables.longest_runs(committed_ledger())
+    ledger = tables.settled_runs(committed_ledger())
     table = external.score_table(external.by_tested(ledger)).query("model == 'ultraseg_130k'")
     table = table.set_index(["dataset", "tested", "recipe", "protocol"])
     fall = _fall_by_video("ultraseg_130k")

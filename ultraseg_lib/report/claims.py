@@ -59,10 +59,11 @@ from ultraseg_lib.report.tables import (
     SETTING,
     compare_pairs,
     dice_by_seed,
-    longest_runs,
     main_table,
     own_scores,
     paper_table3,
+    settled,
+    settled_runs,
 )
 from ultraseg_lib.statistics import bootstrap_interval, seeds_drawn
 from ultraseg_lib.training import WEIGHT_COLUMN
@@ -425,18 +426,17 @@ def _covered(table: pd.DataFrame) -> frozenset[tuple[str, str]]:
 
 def _compared(e: Evidence, pairs: Sequence[tuple[str, str]], datasets: Sequence[str]) -> pd.DataFrame:  # fmt: skip
     """Return `ablation.compare` on some datasets of real images, as `_judge` reads it."""
-    table = _longest(compare(e.ledger, pairs))
+    table = _settled(compare(e.ledger, pairs))
     table = table[table["dataset"].str.split("@").str[0].isin(datasets)]
     named = [f"{row.title} − {model_title(row.baseline)}, {dataset_title(row.dataset)}, {row.recipe}"
              f" {row.protocol} e{row.epochs}, seeds: {row.seeds}," for row in table.itertuples()]  # fmt: skip
     return table.assign(name=named, enough=table["seeds"] >= SEEDS)
 
 
-def _longest(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep, of comparisons that differ in nothing but epochs, the one of the longest trainings."""
+def _settled(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep, of comparisons that differ in nothing but epochs and seeds, the settled one."""
     alike = ["recipe", "protocol", "dataset", "model", "baseline"]
-    alike += ["tested"] if "tested" in table else []
-    return table.sort_values("epochs", kind="stable").drop_duplicates(alike, keep="last")
+    return settled(table, [*alike, "tested"] if "tested" in table else alike)
 
 
 def _runs_of(scores: pd.DataFrame, table: pd.DataFrame) -> tuple[str, ...]:
@@ -485,9 +485,9 @@ def _mean_over(table: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
 
 
 def _levels(e: Evidence) -> pd.DataFrame:
-    """Return the main table of the longest runs on real images, or no rows."""
+    """Return the main table of the settled runs on real images, or no rows."""
     columns = [*GROUP_KEYS, "dice", "batch_pooled_dice"]
-    return main_table(longest_runs(e.ledger)) if len(e.ledger) else pd.DataFrame(columns=columns)
+    return main_table(settled_runs(e.ledger)) if len(e.ledger) else pd.DataFrame(columns=columns)
 
 
 def _over_five(levels: pd.DataFrame, models: Sequence[str], score: str) -> pd.DataFrame:
@@ -598,10 +598,10 @@ MIXING = ["recipe", "protocol", "test_set"]  # what is alike in the two training
 def _gains(e: Evidence, model: str) -> dict[tuple[str, str, str], pd.DataFrame]:
     """Return what training on the mixed set adds to the Dice, (seeds, images), by `MIXING`.
 
-    Of several lengths of training the longest counts, on either side.
+    Of several lengths of training the settled one counts, on either side.
     """
     gains = {}
-    scores = longest_runs(e.ledger[e.ledger["model"] == model])
+    scores = settled_runs(e.ledger[e.ledger["model"] == model])
     for keys, part in scores.groupby(MIXING):
         sides = [part[part["dataset"] == name] for name in ("mixed", keys[2])]
         if min(map(len, sides)):
@@ -640,7 +640,7 @@ def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Findin
              keys[2], "ultraseg_130k", *bootstrap_interval(gain.to_numpy()), len(gain) >= SEEDS)
             for keys, gain in both.items() if gain.size]  # fmt: skip
     table = pd.DataFrame(rows, columns=JUDGED).assign(baseline="unet_base")
-    used = longest_runs(e.ledger[e.ledger["model"].isin(["ultraseg_130k", "unet_base"])])
+    used = settled_runs(e.ledger[e.ledger["model"].isin(["ultraseg_130k", "unet_base"])])
     return _judge(e, table, _runs(used, "mixed", *table["dataset"]), above=0)
 
 
@@ -650,7 +650,7 @@ def _on_unseen(ledger: pd.DataFrame, pair: tuple[str, str]) -> tuple[pd.DataFram
     As in Table 6: training on one hospital's images is not what the paper speaks of there.
     """
     ledger = ledger[(ledger["dataset"] == "mixed") & ledger["test_set"].isin(EXTERNAL)]
-    table = _longest(compare_pairs(external.by_tested(ledger), [pair], external.ALIKE))
+    table = _settled(compare_pairs(external.by_tested(ledger), [pair], external.ALIKE))
     names = [f"{dataset_title(row.tested)}, seeds: {row.seeds}," for row in table.itertuples()]
     judged = table.assign(name=names, dataset=table["tested"], enough=table["seeds"] >= SEEDS)
     return judged, _runs_of(ledger, table)

@@ -10,7 +10,7 @@ from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import read_split, split_path
 from ultraseg_lib.paths import outputs_dir
 from ultraseg_lib.report.figures import PER_BATCH, model_style
-from ultraseg_lib.report.tables import error_bars, longest_runs, main_table, paper_table3
+from ultraseg_lib.report.tables import error_bars, main_table, paper_table3, settled_runs
 
 DATASET = "kvasir_seg"
 DRAWS = {
@@ -46,7 +46,7 @@ def draws_table(ledger: pd.DataFrame) -> pd.DataFrame:
 
     More columns: those of `tables.main_table`, NaN for a draw on which none was trained, paper_dice.
     """
-    trained = main_table(longest_runs(ledger.query(TRAINED)))
+    trained = main_table(settled_runs(ledger.query(TRAINED)))
     draw_of = {name: draw for draw, name in NAMES.items()}
     trained = trained.assign(draw=trained["dataset"].map(draw_of)).dropna(subset="draw")
     printed = paper_table3().query("dataset == @DATASET and title == 'UltraSeg-130K'")

@@ -23,9 +23,9 @@ from ultraseg_lib.report.tables import (
     READ,
     error_bars,
     levels,
-    longest_runs,
     paired,
     same_seeds,
+    settled_runs,
     with_findings,
 )
 from ultraseg_lib.study import WHOLE_TEST_SETS
@@ -97,7 +97,7 @@ def joint_table(scores: pd.DataFrame, joined: Sequence[str]) -> pd.DataFrame:
 
 def _with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of `with_single_sets` on all seeds."""
-    unseen = longest_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
+    unseen = settled_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
     joint = unseen["dataset"].isin(JOINT)
     kinds = unseen.assign(joint=joint).groupby(SAME)["joint"].transform("nunique")
     return unseen[kinds == 2]
@@ -108,7 +108,7 @@ def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
 
     ``ledger``: of `by_tested`. Left are the unseen test sets and the models that were trained alike
     on everything and on one set, on the seeds that all of these have; of several lengths of
-    training the longest counts.
+    training the settled one counts.
     """
     return same_seeds(_with_single_sets(ledger), SAME, "dataset")
 
@@ -138,7 +138,7 @@ def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
     ``ledger``: of `by_tested`. A smaller share is trained for more epochs, so that all make as many
     steps.
     """
-    joint = longest_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
+    joint = settled_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
     share = joint["dataset"].map(lambda name: split_share(name)[1]).astype(float)
     joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
     shares = joint.groupby(SAME)["share"]

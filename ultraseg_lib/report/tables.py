@@ -68,10 +68,21 @@ def whole_models(ledger: pd.DataFrame) -> pd.DataFrame:
     return ledger[~model.str.contains("+", regex=False) & (model != "ultraseg_108k_st")]
 
 
-def longest_runs(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return the ledger's rows of the most epochs, where runs differ in nothing but epochs and seed."""
-    alike = ledger.groupby(["recipe", "protocol", "dataset", "model"])
-    return ledger[ledger["epochs"] == alike["epochs"].transform("max")]
+def settled_runs(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the ledger's rows of one length of training each, where runs differ in epochs and seed alone.
+
+    Of several lengths the one with the most seeds, of equally many the longest.
+    """
+    alike = ["recipe", "protocol", "dataset", "model"]
+    seeds = ledger.groupby([*alike, "epochs"])["seed"].nunique().rename("seeds").reset_index()
+    kept = settled(seeds, alike)[[*alike, "epochs"]]
+    return ledger[pd.MultiIndex.from_frame(ledger[[*kept]]).isin(pd.MultiIndex.from_frame(kept))]
+
+
+def settled(table: pd.DataFrame, alike: Sequence[str]) -> pd.DataFrame:
+    """Keep, of rows that are equal in ``alike``, the one of the most ``seeds``, then of the most ``epochs``."""
+    ordered = table.sort_values(["seeds", "epochs"], kind="stable")
+    return ordered.drop_duplicates(alike, keep="last")
 
 
 def setting_name(table: pd.DataFrame) -> str:
