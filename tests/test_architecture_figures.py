@@ -102,8 +102,8 @@ def test_gates_are_probabilities_at_their_level(ultraseg):
     gates = af.gates_of(ultraseg, torch.rand(2, 3, 64, 64))
     sides = {name: gate.shape[-1] for name, gate in gates.items()}
     levels = {"4": 4, "3": 8, "2": 16, "1": 32}
-    regions = {f"region{level}": side for level, side in levels.items()}
-    boundaries = {f"boundary{level}": levels[level] for level in "321"}
+    regions = {f"region, level {level}": side for level, side in levels.items()}
+    boundaries = {f"boundary, level {level}": levels[level] for level in "321"}
     assert sides == {"mask": 64, **regions, **boundaries}
     assert all(gate.min() >= 0 and gate.max() <= 1 for gate in gates.values())
 
@@ -122,7 +122,9 @@ def test_gates_stand_at_their_level_and_size(ultraseg):
     gates = af.gates_of(ultraseg, torch.rand(1, 3, 64, 64))
     figure = af.show_gates(image, mask, gates, "generated")
     by_title = {axes.get_title(): axes for axes in figure.axes}
-    assert np.array_equal(shown(by_title["boundary, level 3\n8×8"]), gates["boundary3"][0, 0])
+    assert np.array_equal(
+        shown(by_title["boundary, level 3\n8×8"]), gates["boundary, level 3"][0, 0]
+    )
     assert np.array_equal(shown(by_title["predicted mask"]), gates["mask"][0, 0])
     assert not any(title.startswith("boundary, level 4") for title in by_title)
 

@@ -209,6 +209,9 @@ def test_figures_show_the_committed_benchmark():
     steps = benchmark_figures.plot_rewrites(kept["rewrites"])
     medians = [bar.get_width() for bar in steps.axes[0].patches]
     assert medians == [row["median_ms"] for row in kept["rewrites"]]
+    told = benchmark_figures.steps_table(kept["rewrites"])
+    assert told.iloc[: len(medians), 0].tolist() == medians
+    assert [name for name in told.columns if name.endswith("record, ms")]
     for figure in (points, parts, steps):
         benchmark_figures.plt.close(figure)
 
@@ -222,6 +225,10 @@ def test_agreement_of_the_record_is_on_real_images():
     assert table["pixels_equal"].between(table["pixels_equal_worst"], 1).all()
     assert (table.loc["float32", "relative_parity"] < 1e-3).all()
     assert (table.loc["bfloat16", "relative_parity"] > 0.1).sum() == 3  # as notebook 09 says
+    words = benchmark_figures.readable(table.reset_index())
+    assert set(words["model"]) == {"UltraSeg-108K", "UltraSeg-130K"}
+    changed = 1e6 * (1 - table["pixels_equal"].to_numpy())
+    assert np.allclose(words[benchmark_figures.HEADINGS["pixels_equal"]], changed)
     assert len(table.loc["bfloat16"]) == 4
 
 
@@ -253,4 +260,4 @@ def test_machines_of_the_record_stand_side_by_side(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark_figures, "outputs_dir", lambda folder: tmp_path)
     table = benchmark_figures.recorded_machines().xs(("float32", "own kernels"))
     assert table["median, ms"].to_dict() == {"Large": 4.0, "Small": 10.0}
-    assert table["× eager"].round(3).to_dict() == {"Large": 5.0, "Small": 2.083}
+    assert table["× plain PyTorch"].round(3).to_dict() == {"Large": 5.0, "Small": 2.083}

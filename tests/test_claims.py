@@ -184,6 +184,11 @@ def test_a_claim_on_the_mean_asks_for_all_datasets(level):
     less = decide("beats_lbunet", *small[:2], *large[:2])
     assert less.holds is None
     assert less.evidence.startswith("measured on 2 of 5 datasets")
+    one_seed = [rows(name, level, dataset, 1) for name in ("lbunet", "ultraseg_130k") for dataset in FIVE[:2]]  # fmt: skip
+    for claim in ("beats_lbunet", "clear_margin_everywhere"):
+        begun = decide(claim, *one_seed)
+        assert begun.holds is None
+        assert begun.evidence.startswith("begun on 2 of 5 datasets")
 
 
 def test_a_share_of_unet_asks_for_both_on_all_five(level):

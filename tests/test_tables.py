@@ -154,3 +154,14 @@ def test_what_is_missing_is_named_whatever_its_epochs(outputs):
     ]
     assert "plans no runs for grid ablation" in study.tell_missing(plan, "ablation")
     assert study.tell_missing(plan, most=0).endswith("and 1 more")
+
+
+def test_what_all_rows_share_stands_once_above_a_styled_table():
+    table = tables.main_table(pd.concat([own("lbunet", LOW), own("unet_tiny", HIGH)]))
+    styled = tables.styled(table, tables.MAIN)
+    assert styled.caption.startswith("recipe: strong, protocol: clean, epochs: ")
+    assert not {"recipe", "protocol", "epochs", "dataset", "paper"} & set(styled.data)
+    assert len(styled.data) == 2
+    apart = tables.styled(table.assign(recipe=["strong", "paper"]), tables.MAIN)
+    assert apart.data["recipe"].tolist() == ["strong", "paper"]
+    assert "recipe" not in apart.caption

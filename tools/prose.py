@@ -52,7 +52,8 @@ def _links(notebook: Path) -> str:
     if place:
         before = all_of_them[place - 1]
         index = all_of_them[0]
-        lines.append(f"Back: [{_title(before)}]({before.name}) · all: [{_title(index)}]({index.name})")  # fmt: skip
+        more = "" if before == index else f" · all: [{_title(index)}]({index.name})"
+        lines.append(f"Back: [{_title(before)}]({before.name}){more}")
     return "\n\n".join(lines)
 
 

@@ -86,7 +86,7 @@ def _part_timers(model: nn.Module, size: int) -> dict[str, Callable]:
 
 
 def time_parts(model: nn.Module, image: np.ndarray, repeats: int = 50) -> list[dict[str, Any]]:
-    """Return the median ms of each part of an `UltraSeg`: PyTorch eager before, deployed after.
+    """Return the median ms of each part of an `UltraSeg`: plain PyTorch before, deployed after.
 
     `image` (1, 3, S, S) float32 in [0, 1], contiguous. Raises ValueError for an S that is no
     multiple of the model's stride. The rows of REST hold what no part does: the last

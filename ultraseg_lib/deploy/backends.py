@@ -12,8 +12,8 @@ from ultraseg_lib.deploy.export import INPUT, to_onnx
 from ultraseg_lib.deploy.inference import LogitsOnly, exact_form
 
 BACKENDS = {  # all but the first run the exact inference form, main head only
-    "eager": "PyTorch eager",  # all heads: the paper's way
-    "inference": "PyTorch",
+    "eager": "plain PyTorch",  # all heads: the paper's way
+    "inference": "PyTorch, rewritten",
     "compiled": "torch.compile",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",

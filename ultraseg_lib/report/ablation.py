@@ -195,8 +195,12 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
     height = [rungs.index(title) for title in ran["title"]]
     seeds = dict(zip(ran["title"], ran["seeds"], strict=True))
     names = [f"{rung} ({seeds[rung]:.0f})" if rung in seeds else rung for rung in rungs]
-    left.errorbar(ran["dice"], height, xerr=error_bars(ran), fmt="o-", ms=12, lw=2.5, capsize=5,
-                  color=PALETTE[3])  # fmt: skip
+    left.plot(ran["dice"], height, color="0.6", lw=2.5, zorder=0)
+    for place, (_, rung) in zip(height, ran.iterrows(), strict=True):
+        colour, marker = figures.model_style(rung["model"])
+        bars = error_bars(rung.to_frame().T).astype(float)
+        left.errorbar(rung["dice"], place, xerr=bars, fmt=marker, ms=13, lw=2.5, capsize=5,
+                      color=colour)  # fmt: skip
     left.plot(ran["batch_pooled_dice"], height, **figures.PER_BATCH)
     for place in set(range(len(rungs))) - set(height):
         left.annotate("not run", (0.02, place), xycoords=("axes fraction", "data"), va="center")
@@ -204,7 +208,7 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
     for colour, (name, paper) in enumerate(paper_table5().groupby("dataset", sort=False)):
         right.plot(paper["paper_dice"], range(len(rungs)), f"{markers[colour]}-", lw=2.5, ms=10,
                    color=PALETTE[colour], label=dataset_title(name))  # fmt: skip
-    left.set(yticks=range(len(rungs)), yticklabels=names, ylim=(-0.5, len(rungs) - 0.5))
+    left.set(yticks=range(len(rungs)), yticklabels=names, ylim=(len(rungs) - 0.5, -0.5))
     left.set(xlabel="Dice", title="ours (seeds)")
     right.set(xlabel="Dice per batch of 4, as printed", title="the paper's Table 5")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
@@ -232,6 +236,19 @@ def _coin_tosses(run: study.Run, history: pd.DataFrame) -> pd.Series:
     not the gradients agree: the walk of n disagreeing steps has the spread rate × √n.
     """
     return (steps_an_epoch(run) * history["learning_rate"] ** 2).cumsum() ** 0.5
+
+
+def weight_words(name: str) -> str:
+    """Name a learned single weight in words: "region, level 3", "EDB 1" or "α of SSA".
+
+    >>> weight_words("decoder3.fusion.region_weight")
+    'region, level 3'
+    """
+    part, *between, last = name.split(".")
+    if last == "residual_weight":  # encoder3.context.0.residual_weight
+        return f"EDB {int(between[-1]) + 1}"
+    kind, level = last.removesuffix("_weight"), part.removeprefix("decoder")
+    return "α of SSA" if kind == "alpha" else f"{kind}, level {level}"
 
 
 def weights_over_epochs(run: study.Run) -> pd.DataFrame:
@@ -283,7 +300,7 @@ def summarize_weights(kept: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_weights(table: pd.DataFrame, title: str) -> Figure:
-    """Show a table of `weights_over_epochs`: a panel a kind, starts dashed, coin tosses grey."""
+    """Show a table of `weights_over_epochs`: a panel a kind, starts dashed, coin tosses (1 and 2 sd) grey."""
     kinds = [end for end in PANELS if table["weight"].str.endswith(end).any()]
     lines = -(-len(kinds) // 2)
     figure, grid = plt.subplots(lines, 2, figsize=(15, 5 * lines), squeeze=False, sharex=True)
@@ -302,12 +319,13 @@ def plot_weights(table: pd.DataFrame, title: str) -> Figure:
 def _plot_weights_of(axes: Axes, table: pd.DataFrame) -> None:
     first = table[table["weight"] == table["weight"].iloc[0]]
     start, walk = first["start"], first["coin_tosses"]
-    axes.fill_between(first["epoch"], start - walk, start + walk, color="0.85", lw=0)
+    for reach, grey in ((2, "0.92"), (1, "0.82")):
+        axes.fill_between(
+            first["epoch"], start - reach * walk, start + reach * walk, color=grey, lw=0
+        )
     axes.axhline(start.iloc[0], color="black", ls="--", lw=2)
     for name, line in table.groupby("weight", sort=False):
-        where = name.split(".")
-        is_edb = where[-1] == "residual_weight"  # encoder3.context.0.residual_weight
-        label = f"EDB {int(where[-2]) + 1}" if is_edb else where[0].replace("decoder", "level ")
+        label = weight_words(name).rpartition(", ")[2]
         # One colour a level, in all panels.
         level = int("".join(filter(str.isdigit, label)) or 0) % 4
         axes.plot(line["epoch"], line["value"], "osD^"[level] + "-", ms=7, lw=2.5,
@@ -368,15 +386,24 @@ def plot_patience(runs: Sequence[study.Run], cost: pd.DataFrame) -> Figure:
         axes.axvline(
             row.stop, lw=2, ls=("-", "--", ":")[place % 3], color=PALETTE[place], alpha=0.6
         )
-        style = {"mec": "white", "mew": 1.5, "color": PALETTE[place], "zorder": 3}
-        axes.plot(row.best_then, row.dice_then, "o", ms=15, **style)
+        style = {"mec": "white", "mew": 2, "color": PALETTE[place], "zorder": 3}
+        axes.plot(
+            row.best_then,
+            row.dice_then,
+            "o",
+            ms=26,
+            **style | {"mfc": "none", "mec": PALETTE[place]},
+        )
         axes.plot(row.best_epoch, row.dice_end, "*", ms=22, **style)
     for mark, words in {
         "|": "early stopping\nwould end here",
         "o": "best until then",
         "*": "best of all",
     }.items():
-        axes.plot([], [], mark, ms=18, mew=3 if mark == "|" else 0, color="0.4", label=words)
+        hollow = {"mfc": "none"} if mark == "o" else {}
+        axes.plot(
+            [], [], mark, ms=18, mew=0 if mark == "*" else 3, color="0.4", label=words, **hollow
+        )
     axes.set(xlabel="epoch", ylabel="Dice on the part that picks", title=setting_title(
         pd.DataFrame([vars(run) for run in runs])))  # fmt: skip
     axes.set_ylim(bottom=cost["dice_then"].min() - 0.2, top=cost["dice_end"].max() + 0.02)

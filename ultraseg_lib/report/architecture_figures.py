@@ -396,7 +396,7 @@ def show_connections(connections: dict[str, np.ndarray]) -> Figure:
 def gates_of(model: UltraSeg, image: Tensor) -> dict[str, Tensor]:
     """Return every gate of an UltraSeg as probabilities (N, 1, h, w), at the size it works at.
 
-    Keys: "region4" to "region1", "boundary3" to "boundary1", and "mask" for the output.
+    Keys: "mask" for the output, "region, level 4" to "region, level 1", "boundary, level 3" to 1.
     """
     outputs = record_outputs(model, image, PredictionGate, UltraSeg)  # not all: memory
     gates = {"mask": torch.sigmoid(outputs[""].logits)}
@@ -404,7 +404,7 @@ def gates_of(model: UltraSeg, image: Tensor) -> dict[str, Tensor]:
         _, *logits = outputs[f"decoder{level}.gate"]
         for kind, found in zip(("region", "boundary"), logits, strict=True):
             if found is not None:
-                gates[kind + level] = torch.sigmoid(found)
+                gates[f"{kind}, level {level}"] = torch.sigmoid(found)
     return gates
 
 
@@ -424,12 +424,13 @@ def show_gates(image: np.ndarray, mask: np.ndarray, gates: dict[str, Tensor], ti
     grid[1, 0].set_title("predicted mask")
     for line, kind in zip(grid, ("region", "boundary"), strict=True):
         for axes, level in zip(line[1:], (4, 3, 2, 1), strict=True):
-            gate = gates.get(f"{kind}{level}")
+            name = f"{kind}, level {level}"
+            gate = gates.get(name)
             if gate is None:
                 axes.text(0.5, 0.5, f"no {kind}\nhead here", ha="center", va="center")
                 continue
             axes.imshow(gate[0, 0].numpy(), cmap="cividis", vmin=0, vmax=1)
-            axes.set_title(f"{kind}, level {level}\n{times(tuple(gate.shape[2:]))}")
+            axes.set_title(f"{name}\n{times(tuple(gate.shape[2:]))}")
     figure.colorbar(shown, ax=grid, label="gate (probability)", shrink=0.8)
     figure.suptitle(title)
     return figure

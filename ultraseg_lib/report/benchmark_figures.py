@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from ultraseg_lib.deploy.backends import BACKENDS
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import PAPER, outputs_dir
-from ultraseg_lib.report.figures import PALETTE, PRED, TRUTH, _outline, _show, model_style
+from ultraseg_lib.report.figures import (
+    PALETTE,
+    PRED,
+    TRUTH,
+    _outline,
+    _show,
+    dataset_title,
+    model_style,
+    model_title,
+)
 
 Rows = list[dict[str, Any]]
 REAL_TIME = 30  # frames a second of a colonoscope's video
@@ -23,11 +32,11 @@ HEADINGS = {  # of tables that are shown
     "title": "model", "threads": "cores", "isa": "instruction sets", "median_ms": "median, ms",
     "iqr_ms": "quartile range, ms", "p95_ms": "95th percentile, ms",
     "frame_median_ms": "whole frame, ms", "file_median_ms": "from JPEG, ms",
-    "memory_mb": "backend, MB", "peak_memory_mb": "process, MB", "speedup": "× eager",
-    "parity": "largest logit difference", "pixels_equal": "equal mask pixels",
+    "memory_mb": "backend, MB", "peak_memory_mb": "process, MB", "speedup": "× plain PyTorch",
+    "parity": "largest logit difference", "pixels_equal": "changed pixels in a million",
     "pixels_equal_worst": "on the worst image", "relative_parity": "logit difference / largest logit",
     "paper_1_core_ms": "paper, 1 core, ms", "paper_24_cores_ms": "paper, 24 cores, ms",
-    "eager_ms": "eager here, 1 core, ms", "eager_all_ms": "eager here, all cores, ms",
+    "eager_ms": "plain PyTorch here, 1 core, ms", "eager_all_ms": "plain PyTorch here, all cores, ms",
     "openvino_ms": "OpenVINO here, 1 core, ms", "deployed_ms": "fastest float32, 1 core, ms", "deployed_fps": "frames a second",
 }  # fmt: skip
 STEPS = {  # how the rewrites are called in a figure
@@ -38,6 +47,15 @@ STEPS = {  # how the rewrites are called in a figure
     "decoder": "+ gates on three maps",
     "upsample": "+ last ×2 as matrix products",
 }
+
+
+def readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of a benchmark for reading: names in words, changed pixels for equal ones, headings."""
+    names = {"model": model_title, "backend": BACKENDS.__getitem__, "dataset": dataset_title}
+    words = {name: rows[name].map(told) for name, told in names.items() if name in rows}
+    shares = [name for name in ("pixels_equal", "pixels_equal_worst") if name in rows]
+    changed = {name: 1e6 * (1 - rows[name]) for name in shares}
+    return rows.assign(**words, **changed).rename(columns=HEADINGS)
 
 
 def paper_table4() -> pd.DataFrame:
@@ -89,17 +107,23 @@ def table4(rows: Rows) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
+def _recorded() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the machine's short name and the content of each committed benchmark."""
+    for path in sorted((outputs_dir("reference") / "bench").glob("*.json")):
+        bench = json.loads(path.read_text(encoding="utf-8"))
+        yield re.sub(r"\(R\)| Processor", "", bench["cpu"]), bench
+
+
 def recorded_machines() -> pd.DataFrame:
     """Return UltraSeg-130K on one core of each machine of the record, one row per backend and precision.
 
     Columns (what, machine): the median in ms, and how many times as fast as eager it is there.
     """
     tables = []
-    for path in sorted((outputs_dir("reference") / "bench").glob("*.json")):
-        bench = json.loads(path.read_text(encoding="utf-8"))
+    for machine, bench in _recorded():
         rows = pd.DataFrame(bench["rows"])
         rows = rows.query("model == 'ultraseg_130k' and threads == 1 and isa == 'all'")
-        tables.append(rows.assign(machine=re.sub(r"\(R\)| Processor", "", bench["cpu"])))
+        tables.append(rows.assign(machine=machine))
     table = pd.concat(tables).rename(columns=HEADINGS)
     table["backend"] = table["backend"].map(BACKENDS)
     values = [HEADINGS["median_ms"], HEADINGS["speedup"]]
@@ -118,7 +142,7 @@ def recorded_agreement() -> pd.DataFrame:
     table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["real_images"])
     columns = ["dataset", "images", "model", "backend", "precision", "pixels_equal",
                "pixels_equal_worst", "relative_parity"]  # fmt: skip
-    return table[columns].assign(backend=table["backend"].map(BACKENDS))
+    return table[columns]
 
 
 def plot_fps_against_dice(rows: Rows) -> Figure:
@@ -176,7 +200,7 @@ def _legend(axes: Axes) -> None:
     """Say what the marks of `plot_fps_against_dice` are."""
     for style, label in (
         ({"marker": "D", "mfc": "none", "mec": "0.4", "mew": 2, "ms": 10}, "the paper's machine"),
-        ({"marker": "o", "color": "0.4", "ms": 9, "alpha": 0.6}, "its way (eager), here"),
+        ({"marker": "o", "color": "0.4", "ms": 9, "alpha": 0.6}, "its way (plain PyTorch), here"),
         ({"marker": "o", "color": "0.4", "ms": 13}, "an engine, float32, here"),
         ({"marker": "s", "color": "0.4", "ms": 13}, "our own kernels, float32, here"),
     ):
@@ -190,7 +214,7 @@ def plot_parts(parts: Rows) -> Figure:
     figure, axes = plt.subplots(figsize=(11.5, 8.5))
     place = np.arange(len(table))
     for shift, column, colour, label in (
-        (-0.2, "before_ms", "0.6", "PyTorch eager, all heads"),
+        (-0.2, "before_ms", "0.6", "plain PyTorch, all heads"),
         (0.2, "after_ms", PALETTE[3], "deployed, float32"),
     ):
         total = table[column].sum()
@@ -209,12 +233,28 @@ def plot_parts(parts: Rows) -> Figure:
     return figure
 
 
+def _step_labels(table: pd.DataFrame) -> pd.Series:
+    names = table["backend"].map(BACKENDS)
+    names = names.mask(table["step"] == "main head only", BACKENDS["eager"])  # not rewritten yet
+    return table["step"].replace(STEPS) + " (" + names + ")"
+
+
+def steps_table(rewrites: Rows) -> pd.DataFrame:
+    """Return the median ms of each step of `plot_rewrites` here and on the machines of the record."""
+    columns = {"here": rewrites} | {
+        f"{name}, record": bench["rewrites"] for name, bench in _recorded()
+    }
+    medians = []
+    for name, rows in columns.items():
+        table = pd.DataFrame(rows)
+        medians.append(table.set_index(_step_labels(table))["median_ms"].rename(f"{name}, ms"))
+    return pd.concat(medians, axis=1).rename_axis("step")
+
+
 def plot_rewrites(rewrites: Rows) -> Figure:
     """Show the milliseconds of every step from the paper's way to our kernels."""
     table = pd.DataFrame(rewrites)
-    labels = [
-        f"{STEPS.get(row.step, row.step)} ({BACKENDS[row.backend]})" for row in table.itertuples()
-    ]
+    labels = _step_labels(table)
     engines = list(dict.fromkeys(table["backend"]))
     figure, axes = plt.subplots(figsize=(13, 0.62 * len(table) + 1.6))
     colours = [PALETTE[engines.index(each)] for each in table["backend"]]
@@ -253,8 +293,8 @@ def show_video(
         _outline(axes, masks[index] > 0, PRED, "--")
     axes = figure.add_subplot(grid[1, :])
     axes.plot(np.arange(1, len(latency) + 1), latency, lw=2.5, color=PALETTE[3])
-    axes.set(xlabel="frame", ylabel="ms, frame to mask", ylim=(0, max(5, 1.3 * max(latency))))
+    axes.set(xlabel=f"frame ({REAL_TIME} a second would allow {1000 / REAL_TIME:.0f} ms for each)",
+             ylabel="ms, frame to mask", ylim=(0, max(5, 1.3 * max(latency))))  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"{REAL_TIME} frames a second allow {1000 / REAL_TIME:.0f} ms", color="0.4")
     figure.suptitle(f"{title} (no patient): truth white, mask amber")
     return figure

@@ -70,6 +70,7 @@ from ultraseg_lib.training import WEIGHT_COLUMN
 from ultraseg_lib.variants import model_title
 
 NOT_ASKED = "–"  # there is no such number
+TOO_LITTLE = "too little to decide"  # seeds or frames
 OURS = ("ultraseg_108k", "ultraseg_130k")
 AS_WRITTEN = "ultraseg_108k+edb_as_written"
 IMAGE_SIZE = 256  # of the paper, for fields and speed
@@ -383,6 +384,11 @@ def _text(table: pd.DataFrame) -> str:
     return "; ".join(rows[:3]) + more
 
 
+def _rest(table: pd.DataFrame) -> str:
+    """Return what is told of rows that decide nothing, after those that do."""
+    return f"; {TOO_LITTLE}: {_text(table)}" if len(table) else ""
+
+
 def _judge(
     e: Evidence,
     table: pd.DataFrame,
@@ -402,7 +408,7 @@ def _judge(
     enough = table["enough"].astype(bool)
     judged, rest = table[enough], table[~enough]
     if judged.empty:
-        return Finding(None, f"too little to decide: {_text(rest)}", tuple(runs), _covered(rest))
+        return Finding(None, f"{TOO_LITTLE}: {_text(rest)}", tuple(runs), _covered(rest))
     wider = stats.norm.ppf(1 - 0.025 / len(judged)) / stats.norm.ppf(0.975)
     low, high = (judged["difference"] + wider * (judged[end] - judged["difference"])
                  for end in ("low", "high"))  # fmt: skip
@@ -414,8 +420,7 @@ def _judge(
         holds, text = True, _text(judged)
     else:
         holds, text = None, f"undecided: {_text(judged[~inside])}"
-    text += f"; too little to decide: {_text(rest)}" if len(rest) else ""
-    return Finding(holds, text, tuple(runs), _covered(judged))
+    return Finding(holds, text + _rest(rest), tuple(runs), _covered(judged))
 
 
 def _covered(table: pd.DataFrame) -> frozenset[tuple[str, str]]:
@@ -459,11 +464,12 @@ def _compare(
     """
     table = _compared(e, pairs, datasets)
     found = _judge(e, table, _runs_of(own_scores(e.ledger), table), **bounds)
-    if table.empty or not mean:
+    enough = table["enough"].astype(bool)
+    if not mean or not enough.any():
         return found
     means = _mean_over(table, datasets)
     if means.empty:
-        return found._replace(holds=None, evidence=_text(table))
+        return found._replace(holds=None, evidence=_text(table[enough]) + _rest(table[~enough]))
     return _judge(e, means, found.runs, **bounds)._replace(covers=found.covers)
 
 
@@ -791,7 +797,8 @@ def _so_far(found: Finding, needs: dict[str, list[str]]) -> Finding:
         return found
     seen = [name for name in datasets if name in {d for d, _ in found.covers}]
     known = len(set(models) & {model for _, model in found.covers})
-    verb = "holds on" if found.holds else "decided on" if found.holds is False else "measured on"
+    verbs = {True: "holds on", False: "decided on", None: "measured on"}
+    verb = "begun on" if found.evidence.startswith(TOO_LITTLE) else verbs[found.holds]
     titles = ", ".join(map(dataset_title, seen))
     text = f"{verb} {len(seen)} of {len(datasets)} datasets ({titles}), {known} of {len(models)} models"
     holds = None if found.holds else found.holds

@@ -62,16 +62,20 @@ def plot_draws(table: pd.DataFrame) -> Figure:
     left.errorbar(table["difference"], y, xerr=bars, fmt="s", ms=12, lw=3, capsize=6, color="0.4")
     left.axvline(0, color="black", lw=1.5)
     left.set(yticks=y, ylim=(len(table) - 0.5, -0.5), title="models trained elsewhere")
-    seeds = table["seeds"].map(
-        lambda n: "not run" if np.isnan(n) else f"{n:.0f} seed{'s' * (n > 1)}"
+    left.set_yticklabels(table["draw"].map(DRAWS))
+    left.set_xlabel(
+        "Dice: test part less all other images,\n95 % interval (left: a harder test part)"
     )
-    left.set_yticklabels(table["draw"].map(DRAWS) + "\n(" + seeds + ")")
-    left.set_xlabel("Dice: test part less all other images\n(left: a harder test part)")
     right.errorbar(table["dice"], y, xerr=error_bars(table), fmt="o", ms=12, lw=3, capsize=6,
-                   color=model_style("ultraseg_130k")[0], label="per image")  # fmt: skip
+                   color=model_style("ultraseg_130k")[0], label="per image,\n95 % interval")  # fmt: skip
     right.plot(table["batch_pooled_dice"], y, **PER_BATCH, label="per batch of 4")
     right.axvline(table["paper_dice"].iloc[0], color="black", ls="--", lw=2,
                   label="the paper,\nper batch of 4")  # fmt: skip
+    for place, seeds in enumerate(table["seeds"]):
+        words = "not run" if np.isnan(seeds) else f"{seeds:.0f} seed{'s' * (seeds > 1)}"
+        right.annotate(
+            words, (0.01, place - 0.25), xycoords=("axes fraction", "data"), size="small"
+        )
     right.set(xlabel="Dice on the test part", title="UltraSeg-130K, recipe paper")
     figure.suptitle(f"{dataset_title(DATASET)}: three draws of the test part")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")

@@ -27,6 +27,7 @@ from ultraseg_lib.report.tables import (
     same_seeds,
     settled_runs,
     with_findings,
+    with_seeds,
 )
 from ultraseg_lib.study import WHOLE_TEST_SETS
 from ultraseg_lib.variants import model_title
@@ -234,10 +235,8 @@ def _plot_scores(table: pd.DataFrame, title: str) -> Figure:
 def plot_joint(table: pd.DataFrame) -> Figure:
     """Show `joint_table`: one panel per test set, the paper's Dice as hollow diamonds."""
     trained = ", ".join(figures.dataset_title(name) for name in dict.fromkeys(table["dataset"]))
-    seeds = table["seeds"].map(lambda count: f" ({count} seed{'s' if count > 1 else ''})")
-    lines = table.assign(
-        setting=table.apply(figures.training_words, axis=1), label=table["title"] + seeds
-    )
+    setting = table.apply(figures.training_words, axis=1)
+    lines = table.assign(setting=setting, label=with_seeds(table))
     return _plot_scores(lines, f"trained on {trained}")
 
 
@@ -245,9 +244,7 @@ def plot_training_sets(table: pd.DataFrame) -> Figure:
     """Show Dice of each model by what it was trained on: `score_table` of `with_single_sets`."""
     whole = table["dataset"].replace(dict.fromkeys(GENERATED, "everything"))
     labels = whole.map(dataset_title) + ", " + table["epochs"].astype(str) + " epochs"
-    setting = (
-        table["title"] + ", recipe " + table["recipe"] + ", " + table["protocol"] + " protocol"
-    )
+    setting = with_seeds(table) + ", " + table["recipe"] + ", " + table["protocol"]
     generated = table["dataset"].str.split("@").str[0].isin(GENERATED).any()
     title = f"trained on everything or on one set{f' ({figures.GENERATED})' if generated else ''}"
     return _plot_scores(table.assign(setting=setting, label=labels), title)

@@ -35,6 +35,7 @@ LARGE = "unet_base"
 SETTING = ("dataset", "recipe", "protocol", "epochs", "seed")
 SMALL = 0.05  # share of the image below which a polyp counts as small
 SIZE_CLASSES = 5
+ONE_LINE = 6  # groups that fit side by side
 FAILED = 0.3  # Dice below which an image counts as failed
 SIDES = LinearSegmentedColormap.from_list("sides", ["#542788", "0.5", "#e08214"])  # inside, outside
 BARS = {"inside": "inside the polyp", "outside": "outside the polyp", "lost": "not found (FN)",
@@ -316,6 +317,9 @@ def _show_matrix(axes: Axes, table: pd.DataFrame, form: str, title: str) -> None
     """Show a table as coloured numbers between 0 and 1."""
     sns.heatmap(table, annot=True, fmt=form, vmin=0, vmax=1, cmap="cividis", cbar=False, ax=axes,
                 annot_kws={"size": "small"}, linewidths=1)  # fmt: skip
+    for text in axes.texts:
+        column, row = map(int, text.get_position())
+        text.set_color("black" if table.iloc[row, column] > 0.5 else "white")
     axes.set(xlabel="", ylabel="")
     axes.set_title(title, fontsize="small")
     axes.tick_params(length=0, labelsize="small")
@@ -402,7 +406,8 @@ def plot_dice_by_group(grouped: pd.DataFrame, key: str) -> Figure:
     models = list(grouped["model"].unique())
     by_set = grouped.groupby("test_set", sort=False)
     groups = by_set["group"].nunique().to_dict()
-    lines = _lines_of_panels(groups, max(groups.values()))
+    whole = sum(groups.values())
+    lines = _lines_of_panels(groups, whole if whole <= ONE_LINE else max(groups.values()))
     inches = max(2.4, 0.55 * len(models))  # of a group
     size = (inches * len(lines[0]) + 4.5, 4.4 * len(lines))
     figure, panels = plt.subplot_mosaic(lines, figsize=size, sharey=True)

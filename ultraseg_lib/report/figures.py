@@ -21,7 +21,14 @@ from ultraseg_lib.data.synthetic import SyntheticFrame
 from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
-from ultraseg_lib.report.tables import DIFFERS, NO_FINDING, ONE_SEED, SEED_ALONE, error_bars
+from ultraseg_lib.report.tables import (
+    DIFFERS,
+    NO_FINDING,
+    ONE_SEED,
+    SEED_ALONE,
+    error_bars,
+    with_seeds,
+)
 from ultraseg_lib.variants import model_title as model_title  # figures.model_title
 
 PALETTE = sns.color_palette("colorblind")
@@ -37,9 +44,9 @@ STYLES = {  # colour and marker: a model looks alike in every figure, UltraSeg i
 
 PER_BATCH = {"marker": "D", "ls": "", "ms": 7, "color": "black"}  # ours; pooled as the paper does
 PER_BATCH_PAPER = {"marker": "D", "ls": "", "ms": 13, "mfc": "none", "mec": "black", "mew": 2.5}
-VERDICTS = {  # colour, marker, filled
-    DIFFERS: (PALETTE[3], "s", True), NO_FINDING: (PALETTE[0], "o", True),
-    ONE_SEED: (PALETTE[3], "s", False), SEED_ALONE: ("0.5", "D", True),
+VERDICTS = {  # grey, marker, filled: colours are for models
+    DIFFERS: ("black", "s", True), NO_FINDING: ("0.4", "o", True),
+    ONE_SEED: ("black", "s", False), SEED_ALONE: ("0.65", "D", True),
 }  # fmt: skip
 
 
@@ -214,7 +221,7 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
     for name, part in table.groupby("model", sort=False):
         colour, marker = model_style(name)
         axes.errorbar(part["x"], part["dice"], error_bars(part), fmt=marker, ms=13, color=colour,
-                      capsize=5, lw=2.5, label=part["title"].iloc[0])  # fmt: skip
+                      capsize=5, lw=2.5, label=with_seeds(part).iloc[0])  # fmt: skip
     axes.plot(table["x"], table["batch_pooled_dice"], **PER_BATCH)
     axes.plot(table["x"], table["paper_dice"], **PER_BATCH_PAPER)
     axes.set(xscale="log", xlabel="parameters (million, all counted)", ylabel="Dice")
@@ -252,7 +259,8 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
     ordered = table.sort_values("dice")
     figure, axes = plt.subplots(figsize=(10, 1.2 + 0.75 * len(ordered)))
     colours = [model_style(name)[0] for name in ordered["model"]]
-    axes.barh(ordered["title"], ordered["dice"], xerr=error_bars(ordered), color=colours, capsize=5)
+    names = with_seeds(ordered)
+    axes.barh(names, ordered["dice"], xerr=error_bars(ordered), color=colours, capsize=5)
     axes.set(xlabel="Dice, mean over images and seeds, 95 % interval", xlim=(0, 1))
     axes.set_title(setting_title(ordered))
     return figure

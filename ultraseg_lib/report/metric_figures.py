@@ -303,18 +303,13 @@ def show_distances(
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), width_ratios=(4, 5))
     left.imshow(mask, cmap="Greys", vmin=0, vmax=5)
     style = {"cmap": "cividis", "vmin": 0, "vmax": 8}
-    for (rows, columns), distance, marker, size in zip(
-        (each.T for each in points),
-        (away.min(axis=1), away.min(axis=0)),
-        "os",
-        (40, 14),
-        strict=True,
-    ):
-        shown = left.scatter(columns, rows, size, distance, marker=marker, **style)
-    left.set_title("grey: truth. Large dots: predicted\nboundary; small: the true one")
+    rows, columns = points[0].T
+    shown = left.scatter(columns, rows, 30, away.min(axis=1), **style)
+    left.contour(mask, [0.5], colors="black", linewidths=1.5)
+    left.set_title("grey, black outline: truth.\nDots: the predicted boundary")
     left.set_axis_off()
     bar = figure.colorbar(shown, ax=left, shrink=0.85, extend="max")
-    bar.set_label("distance to the\nother boundary (px)", labelpad=12)
+    bar.set_label("distance to the\ntrue boundary (px)", labelpad=12)
     _plot_sorted(right, curves)
     for (name, value), percent, colour, marker in zip(
         scores.items(), percents, PALETTE, "sDo^", strict=False

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.paths import PAPER, outputs_dir, whole_file
@@ -282,6 +283,31 @@ def shown(
             if set(key.split()) <= set(table)
         }
     )
+
+
+def styled(
+    table: pd.DataFrame, columns: Iterable[str], read: Mapping[str, tuple[str, Form]] = READ
+) -> Styler:
+    """Return `shown` for a notebook's page: settings that all rows share stand above it, once.
+
+    Columns without any value are left out.
+    """
+    text = shown(table, columns, read)
+    headings = [read[key][0] for key in (*SETTING, "tested", "images") if key in columns]
+    same = [
+        name for name in headings if name in text and len(text) > 1 and text[name].nunique() == 1
+    ]
+    caption = ", ".join(f"{name}: {text[name].iloc[0]}" for name in same)
+    empty = [name for name in text if len(text) and (text[name] == "–").all()]
+    style = [("caption-side", "top"), ("text-align", "left"), ("font-size", "1em")]
+    styled = text.drop(columns=[*same, *empty]).style.hide()
+    return styled.set_caption(caption).set_table_styles([{"selector": "caption", "props": style}])
+
+
+def with_seeds(table: pd.DataFrame) -> pd.Series:
+    """Return the models' titles with their number of seeds: "LB-UNet (2 seeds)"."""
+    seeds = table["seeds"].map(lambda count: f" ({count:.0f} seed{'s' * (count > 1)})")
+    return table["title"] + seeds
 
 
 def dataset_table(tables: list[pd.DataFrame], areas: dict[str, np.ndarray]) -> pd.DataFrame:
