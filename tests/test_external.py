@@ -145,7 +145,7 @@ def test_figures_have_one_panel_per_test_set(ledger):
     sets = external.score_table(external.with_single_sets(ledger))
     labels = external.plot_training_sets(sets).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == [
-        "UltraSeg-130K, recipe strong, clean protocol",
+        "UltraSeg-130K (1 seed), strong, clean",
         "Mixed set, 12 epochs",
         "Kvasir-SEG, 12 epochs",
     ]

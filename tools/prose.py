@@ -17,7 +17,7 @@ from ultraseg_lib import study
 from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import EXTERNAL
 from ultraseg_lib.notebooks import find_notebooks
-from ultraseg_lib.paths import NOTEBOOKS, PAPER, ROOT, write_text
+from ultraseg_lib.paths import NOTEBOOKS, ROOT, write_text
 from ultraseg_lib.report import external, tables
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -69,9 +69,7 @@ def index_of_notebooks() -> str:
 def readme_notebooks() -> str:
     """Return the table of notebooks of the README, with the minutes of the committed timings."""
     timings = ROOT / "outputs" / "reference" / "demo_minutes.csv"
-    minutes: dict[str, float] = {}
-    if timings.exists():
-        minutes = pd.read_csv(timings, index_col="notebook")["minutes"].to_dict()
+    minutes = pd.read_csv(timings, index_col="notebook")["minutes"].to_dict()
     lines = []
     for path in find_notebooks():
         told = [value for name, value in minutes.items() if name.startswith(path.stem)]
@@ -99,7 +97,7 @@ def readme_mixed() -> str:
 
 def _base_line(printed: pd.Series) -> str:
     """Say what the paper prints for its large U-Net, by dataset."""
-    size = pd.read_csv(PAPER / "table1_complexity.csv", index_col="model")["params_m"]["UNet-Base"]
+    size = tables.printed_table(1)["params_m"]["UNet-Base"]
     cells = [f"{dice:.4f} on {dataset_title(name)}" for name, dice in printed.items()]
     return f"The paper's UNet-Base ({size:g} M parameters) has {', '.join(cells)}."
 

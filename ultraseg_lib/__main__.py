@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +15,15 @@ if TYPE_CHECKING:
     from ultraseg_lib.study import Profile, Run
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that takes options by their whole names only: --dat is neither data nor datasets."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+# Takes options by their whole names only: --dat is neither data nor datasets.
+_Parser = partial(argparse.ArgumentParser, allow_abbrev=False)
 
 
-def _list_of(kind: type) -> Callable[[str], tuple]:
+def _list_of(kind: type) -> Callable[[str], list]:
     """Return an argparse type that reads ``a,b,c``."""
 
-    def parse(text: str) -> tuple:
-        return tuple(kind(word) for word in text.split(",") if word)
+    def parse(text: str) -> list:
+        return [kind(word) for word in text.split(",") if word]
 
     parse.__name__ = f"comma-separated {kind.__name__}"
     return parse
@@ -235,7 +233,9 @@ def command_study(args: argparse.Namespace) -> int:
     _refuse_frozen(profile)
     given = [*(["grid"] if args.grid else []), *_chosen(args)]
     if args.only and given:
-        raise ValueError(f"--only: its name says the {', '.join(given)}; leave these options out")
+        options = {"recipes": "recipe", "protocols": "protocol"}
+        told = ", ".join(f"--{options.get(each, each)}" for each in given)
+        raise ValueError(f"--only: the name of the run says it all; leave out {told}")
     only = [parse_run_id(profile.name, args.only)] if args.only else []
     check_datasets(run.dataset for run in only)
     runs = with_teachers(only, profile) or plan_grids(profile, args.grid or GRIDS)
@@ -310,9 +310,6 @@ def command_bench(args: argparse.Namespace) -> int:
     from ultraseg_lib.paths import outputs_dir, write_json
     from ultraseg_lib.study import load_frames_of, load_profile
 
-    models, backends, isas = (
-        each and list(each) for each in (args.models, args.backends, args.isas)
-    )
     threads = [args.threads] if args.threads else None
     path = args.output or outputs_dir("bench") / "bench.json"
     if path.is_dir():
@@ -324,7 +321,7 @@ def command_bench(args: argparse.Namespace) -> int:
     if args.dataset:  # looked for before the long part
         load_frames_of(args.dataset, load_profile("lite", image_size=args.size))
     result = benchmark.benchmark(
-        models=models, backends=backends, isas=isas, threads=threads, size=args.size,
+        models=args.models, backends=args.backends, isas=args.isas, threads=threads, size=args.size,
         frames=args.frames, seconds=args.seconds, path=path,
     )  # fmt: skip
     if args.dataset:
@@ -449,7 +446,7 @@ def command_teach(args: argparse.Namespace) -> int:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs; reads every mask")
-    actions = parser.add_subparsers(metavar="action")
+    actions = parser.add_subparsers(metavar="action", parser_class=_Parser)
     fetch = actions.add_parser("fetch", help=command_fetch.__doc__)
     fetch.add_argument("name", help="of the dataset, as listed")
     fetch.add_argument("--to", type=Path, metavar="DIR", help="default: the data folder")
@@ -465,7 +462,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m ultraseg_lib", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
 
     def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=command.__doc__, description=command.__doc__)

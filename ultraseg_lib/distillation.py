@@ -12,10 +12,6 @@ KINDS = ("features", "logits")
 TEMPERATURE = 2.0  # softens both logits, so that near misses of the teacher are told too
 
 
-def _freeze(teacher: nn.Module) -> nn.Module:
-    return teacher.eval().requires_grad_(False)
-
-
 class Distillation(nn.Module):
     """One more term of the loss, as large as ``share`` of the task's.
 
@@ -32,7 +28,8 @@ class Distillation(nn.Module):
         super().__init__()
         check_choice("distillation", kind, KINDS)
         self.kind, self.share = kind, share
-        self._teacher = [_freeze(teacher)]  # in a list: not a part that is trained or saved
+        # In a list: not a part that is trained or saved.
+        self._teacher = [teacher.eval().requires_grad_(False)]
         if kind == "features":
             self.projection = nn.Conv2d(_width(student), _width(teacher), 1)
 

@@ -1,5 +1,7 @@
 """Boundary targets: the thin band around a polyp that the boundary heads learn (section 3.1)."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import torch
@@ -16,19 +18,11 @@ ELLIPSE = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
 PAIR = np.ones((2, 2), np.uint8)
 
 
-def _canny(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.dilate(cv2.Canny(mask, *CANNY_THRESHOLDS), ELLIPSE)
-
-
-def _thin(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.dilate(cv2.Canny(mask, *CANNY_THRESHOLDS), PAIR)
-
-
-def _morphological(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, ELLIPSE)
-
-
-METHODS = {"canny": _canny, "thin": _thin, "morphological": _morphological}
+METHODS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    "canny": lambda mask: cv2.dilate(cv2.Canny(mask, *CANNY_THRESHOLDS), ELLIPSE),
+    "thin": lambda mask: cv2.dilate(cv2.Canny(mask, *CANNY_THRESHOLDS), PAIR),
+    "morphological": lambda mask: cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, ELLIPSE),
+}
 
 
 def boundary_target(mask: Mask, method: str = "canny") -> NDArray[np.uint8]:
@@ -65,24 +59,11 @@ def boundary_target(mask: Mask, method: str = "canny") -> NDArray[np.uint8]:
 
 
 def boundary_targets(masks: Mask, method: str = "canny") -> NDArray[np.uint8]:
-    """Draw the boundary bands of a stack of masks, each as `boundary_target` does.
-
-    Args:
-        masks: (N, H, W), bool, or uint8 that holds only 0 and 255; N may be 0.
-        method: `"canny"`, `"thin"` or `"morphological"`.
-
-    Returns:
-        (N, H, W) uint8 of 0 and 1.
-
-    Raises:
-        ValueError: another shape, dtype or value, or an unknown method.
-    """
+    """Draw the bands of masks (N, H, W), N may be 0, each as `boundary_target` does and raises."""
     if masks.ndim != 3:
         raise ValueError(f"masks have shape {masks.shape}; expected (N, H, W).")
-    targets = np.empty(masks.shape, np.uint8)
-    for target, mask in zip(targets, masks, strict=True):
-        target[:] = boundary_target(mask, method)
-    return targets
+    targets = [boundary_target(mask, method) for mask in masks]
+    return np.array(targets, np.uint8).reshape(masks.shape)
 
 
 def boundary_targets_on_device(masks: Tensor, method: str = "canny") -> Tensor:
@@ -92,15 +73,7 @@ def boundary_targets_on_device(masks: Tensor, method: str = "canny") -> Tensor:
     both thresholds. Canny is then its thinning step alone: a pixel stays if no neighbour across the
     edge is steeper. OpenCV compares integers, and so does this: the result is equal, not close.
 
-    Args:
-        masks: (N, H, W) bool.
-        method: `"canny"`, `"thin"` or `"morphological"`.
-
-    Returns:
-        (N, H, W) bool.
-
-    Raises:
-        ValueError: an unknown method.
+    Takes and returns (N, H, W) bool; raises ValueError for an unknown method.
     """
     check_choice("edges", method, METHODS)
     if method == "canny":

@@ -517,25 +517,16 @@ def finished_runs(profile: str) -> list[Run]:
     return runs
 
 
-def missing_runs(profile: Profile, grid: str = "main") -> list[Run]:
-    """Return the planned runs of a grid that no finished run stands for, whatever its epochs."""
-
-    def key(run: Run) -> tuple:
-        return (run.model, run.dataset, run.recipe, run.protocol, run.seed)
-
-    done = {key(run) for run in finished_runs(profile.name)}
-    return [run for run in plan_runs(profile, grid) if key(run) not in done]
-
-
 def tell_missing(profile: Profile, grid: str = "main", most: int = 12) -> str:
-    """Say which runs of a grid are missing, at most so many of them by name."""
-    missing = missing_runs(profile, grid)
-    planned = len(plan_runs(profile, grid))
+    """Say which runs of a grid no finished run stands for, whatever its epochs; ``most`` by name."""
+    done = {dataclasses.replace(run, epochs=0) for run in finished_runs(profile.name)}
+    planned = plan_runs(profile, grid)
+    missing = [run for run in planned if dataclasses.replace(run, epochs=0) not in done]
     if not planned:
         return f"profile {profile.name} plans no runs for grid {grid}"
     names = [f"  {run.run_id}" for run in missing[:most]]
     more = [f"  and {len(missing) - most} more"] if len(missing) > most else []
-    return "\n".join([f"{len(missing)} of {planned} planned runs are missing", *names, *more])
+    return "\n".join([f"{len(missing)} of {len(planned)} planned runs are missing", *names, *more])
 
 
 def pick_run(profile: Profile, model: str) -> Run:

@@ -5,6 +5,7 @@ Three recipes: ``paper`` is section 4.1; ``strong`` is ours, the same model trai
 the epoch's number, so a resumed run equals an unbroken one.
 """
 
+import math
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -255,7 +256,8 @@ class Trainer:
             setting = (recipe.distillation, recipe.distillation_share)
             self.distillation = Distillation(teacher.to(self.device), self.model, *setting)
             self.distillation.to(self.device)
-        learned = [p for part in self._learners().values() for p in part.parameters()]
+        learners = [each for each in (self.model, self.distillation) if each is not None]
+        learned = [weight for each in learners for weight in each.parameters()]
         self.optimizer = _make_optimizer(learned, recipe)
         steps = epochs * -(-len(train) // recipe.batch_size)
         self.scheduler = _make_scheduler(self.optimizer, recipe, steps)
@@ -267,10 +269,6 @@ class Trainer:
         self.inputs = inputs or {}
         self.history: list[dict[str, float]] = []
         self._on_device = DeviceFrames(train, self.device) if self.device.type == "cuda" else None
-
-    def _learners(self) -> dict[str, nn.Module]:
-        both = {"model": self.model, "distillation": self.distillation}
-        return {name: part for name, part in both.items() if part is not None}
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -330,17 +328,13 @@ class Trainer:
         return row | learned_scalars(self.evaluated_model)
 
     def _is_out_of_patience(self) -> bool:
-        patience = self.recipe.patience
-        return bool(
-            patience is not None
-            and self.history
-            and len(self.history) - self.best_epoch >= patience
-        )
+        patience = self.recipe.patience or math.inf
+        return bool(self.history) and len(self.history) - self.best_epoch >= patience
 
     def _parts(self) -> dict[str, Any]:
         """Return everything that has a state to save and restore."""
-        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, **self._learners()}
-        return parts | ({"average": self.average} if self.average is not None else {})
+        names = ("optimizer", "scheduler", "model", "distillation", "average")
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
     def _save(self) -> None:
         if self.best_epoch == len(self.history):

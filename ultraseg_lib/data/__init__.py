@@ -10,7 +10,6 @@ from ultraseg_lib.data.layouts import (
     DataError,
     FoundDataset,
     catalog,
-    check_dataset_name,
     dataset_title,
     find_dataset,
     find_datasets,
@@ -21,28 +20,6 @@ from ultraseg_lib.data.layouts import (
 from ultraseg_lib.data.loading import Frames, content_hash, join_frames, load_frames
 from ultraseg_lib.data.splits import add_split, split_hash
 from ultraseg_lib.paths import data_dir, outputs_dir
-
-__all__ = [
-    "GENERATED",
-    "DataError",
-    "FoundDataset",
-    "Frames",
-    "catalog",
-    "check_dataset_name",
-    "content_hash",
-    "dataset_title",
-    "find_dataset",
-    "find_datasets",
-    "generator_version",
-    "join_frames",
-    "load_dataset",
-    "load_frames",
-    "load_generated",
-    "look_for_datasets",
-    "split_hash",
-    "split_share",
-]
-
 
 GENERATED = ("synthetic", "synthetic_unseen")
 

@@ -17,7 +17,8 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from ultraseg_lib.data.layouts import DataError, catalog, check_dataset_name
+from ultraseg_lib.choices import check_choice
+from ultraseg_lib.data.layouts import DataError, catalog
 
 BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)  # fmt: skip
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
@@ -25,7 +26,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 def how_to_get(name: str) -> str:
     """Return the steps that bring dataset ``name`` here, with its licence; raise ValueError if unknown."""
-    check_dataset_name(name)
+    check_choice("dataset", name, catalog())
     entry = catalog()[name]
     if not entry["page"]:
         return f"{entry['title']}: {entry['license']}"
@@ -116,7 +117,7 @@ def fetch(name: str, to: Path) -> Path:
     Raises ValueError for an unknown dataset, DataError where no direct download is allowed, the
     folder is there already, or the download is not as it should be, OSError where the disk is full.
     """
-    check_dataset_name(name)
+    check_choice("dataset", name, catalog())
     entry = catalog()[name]
     goal = to / entry["title"]
     if "url" not in entry:

@@ -104,11 +104,6 @@ def dataset_title(name: str) -> str:
     return f"{title}, {selection} split" if center == selection else f"{title}, center {center}"
 
 
-def check_dataset_name(name: str) -> None:
-    """Raise ValueError, with the names there are, unless ``name`` is in the catalog."""
-    check_choice("dataset", name, catalog())
-
-
 def _plain(name: str) -> str:
     """Return the letters and digits of a folder name in lower case."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
@@ -356,7 +351,7 @@ def find_dataset(name: str, root: Path) -> FoundDataset | None:
     """
     found = look_for_datasets(root)
     if name not in found:
-        check_dataset_name(name)
+        check_choice("dataset", name, catalog())
         return None
     return _checked(found[name])
 

@@ -149,15 +149,6 @@ def _keys(table: pd.DataFrame, suffix: str = "") -> list[tuple[str, str]]:
     return list(zip(table["dataset" + suffix], table["image_id" + suffix], strict=True))
 
 
-def _tested_twins(
-    tested: set[tuple[str, str]], duplicates: pd.DataFrame
-) -> dict[tuple[str, str], tuple[str, str]]:
-    """Return, for each image that is a near-duplicate of a tested one, that tested one."""
-    pairs = list(zip(_keys(duplicates, "_a"), _keys(duplicates, "_b"), strict=True))
-    both_ways = pairs + [(b, a) for a, b in pairs]
-    return {one: other for one, other in both_ways if other in tested}
-
-
 def mixed_parts(
     tables: Mapping[str, pd.DataFrame], duplicates: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -171,18 +162,16 @@ def mixed_parts(
     """
     every = pd.concat(tables.values(), ignore_index=True)
     mixed, external = every["dataset"].isin(MIXED), every["dataset"].isin(EXTERNAL)
-    held_out = (mixed & (every["part"] == "test")) | external
-    twins = _tested_twins(set(_keys(every[held_out])), duplicates)
+    held_out = every.loc[(mixed & (every["part"] == "test")) | external, ["dataset", "image_id"]]
+    names = ["dataset_a", "image_id_a", "dataset_b", "image_id_b"]
+    columns = [*held_out, *held_out.add_prefix("test_")]
+    both_ways = [duplicates[n].set_axis(columns, axis=1) for n in (names, names[2:] + names[:2])]
+    twins = pd.concat(both_ways).merge(held_out.add_prefix("test_"))
     joined = every[mixed & every["part"].isin(["train", "val"])]
-    leaks = pd.Series([key in twins for key in _keys(joined)], joined.index, dtype=bool)
-    left_out = joined[leaks]
-    because = pd.DataFrame(
-        [twins[key] for key in _keys(left_out)],
-        index=left_out.index,
-        columns=["test_dataset", "test_image_id"],
-    )
-    left_out = left_out.join(because).reset_index(drop=True)
-    return joined[~leaks].reset_index(drop=True), left_out
+    joined = joined.merge(twins.drop_duplicates([*held_out], keep="last"), "left")
+    leaks = joined["test_dataset"].notna()
+    kept = joined[~leaks].drop(columns=columns[2:])
+    return kept.reset_index(drop=True), joined[leaks].reset_index(drop=True)
 
 
 def mixed_frames(frames: Mapping[str, Frames], duplicates: pd.DataFrame) -> Frames:

@@ -33,14 +33,11 @@ def check_counts(found: FoundDataset) -> list[str]:
     entry = catalog().get(found.name, {})
     spare = entry.get("missing_masks", {})
     wanted = [("pairs", entry.get("pairs"), len(found.table), sum(spare.values()))]
-    for column in ("center", "modality"):
+    for column, listed in (("center", "centers"), ("modality", "modalities")):
         counts = found.table[column].value_counts()
-        for name, pairs in entry.get(
-            {"center": "centers", "modality": "modalities"}[column], {}
-        ).items():
-            wanted.append(
-                (f"pairs of {column} {name}", pairs, counts.get(name, 0), spare.get(name, 0))
-            )
+        for name, pairs in entry.get(listed, {}).items():
+            there, missing = counts.get(name, 0), spare.get(name, 0)
+            wanted.append((f"pairs of {column} {name}", pairs, there, missing))
     return [
         f"{found.folder}: found {is_there} {what}, want {pairs}; unpack the archive again"
         for what, pairs, is_there, missing in wanted

@@ -184,7 +184,7 @@ def working(
         for setting in settings:
             rows.append(Row(Worker(setting)))
         for row in rows:
-            row.worker.give(weights, scene, exact)
+            row.worker.send(weights, scene, exact)
         for row in rows:
             row.check(exact)
         yield rows
@@ -315,13 +315,17 @@ def agreement(name: str, images: np.ndarray) -> list[dict[str, Any]]:
     model = seeded_model(name, timed_weights(name))
     names = [each for each in default_backends() if each not in ("eager", "compiled")]
     size = images.shape[1]
-    exact = [logits_in_float64(model, _image(pixels)) for pixels in tqdm(images, "exact", disable=None)]  # fmt: skip
+    images = [np.ascontiguousarray(to_image(pixels, size)) for pixels in images]
+    exact = [logits_in_float64(model, image) for image in tqdm(images, "exact", disable=None)]
     rows = []
     for backend, precision in map(split_words, names):
         if cannot_run(backend, model, size, 1, precision):
             continue
         run = load_backend(backend, model, size, 1, precision)
-        found = [compare(run(_image(p)), e) | {"top": np.abs(e).max()} for p, e in zip(images, exact, strict=True)]  # fmt: skip
+        found = [
+            compare(run(i), e) | {"top": np.abs(e).max()}
+            for i, e in zip(images, exact, strict=True)
+        ]
         equal = np.array([each["pixels_equal"] for each in found])
         rows.append({
             "model": name, "backend": backend, "precision": precision,
@@ -341,10 +345,6 @@ def agreement_on(dataset: str, models: list[str], size: int) -> list[dict[str, A
     images = np.asarray(frames.images[:200])
     trained = [name for name in models if shipped_weights(name)]
     return [row | {"dataset": dataset} for name in trained for row in agreement(name, images)]
-
-
-def _image(pixels: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(to_image(pixels, pixels.shape[0]))
 
 
 def table(result: dict[str, Any]) -> str:

@@ -287,13 +287,11 @@ class ExactUltraSeg(nn.Module):
                 if released(block):
                     self.encoder3.context[place] = DepthwiseDilated(block)
         if "attention" in rewrites:
-            for stage, side in (
-                ("encoder4", 8),
-                ("decoder4", 16),
-                ("decoder3", 16),
-                ("decoder2", 8),
+            for stage, side in zip(
+                (self.encoder4, self.decoder4, self.decoder3, self.decoder2),
+                (8, 16, 16, 8),
+                strict=True,
             ):
-                stage = getattr(self, stage)
                 stage.block = ExactAttention(stage.block, size // side)
         if "first" in rewrites:
             self.encoder1 = ExactFirstStage(self.encoder1)

@@ -175,10 +175,6 @@ class Worker:
             self.process.start()
         other.close()
 
-    def give(self, weights: Path | None, scene: Scene, exact: np.ndarray) -> None:
-        """Say what to load and what to compare it with; waits until the process has started."""
-        self._send(weights, scene, exact)
-
     def receive(self) -> Any:
         """Wait for the answer; raise RuntimeError, with the reason, where there is none.
 
@@ -195,7 +191,7 @@ class Worker:
 
     def sample(self, scope: str, count: int) -> list[float]:
         """Return the times in ms of `count` calls; raises RuntimeError as `receive` does."""
-        self._send(scope, count)
+        self.send(scope, count)
         return self.receive()
 
     def close(self) -> None:
@@ -204,6 +200,7 @@ class Worker:
             self.process.terminate()
         self.process.join()
 
-    def _send(self, *words: object) -> None:
+    def send(self, *words: object) -> None:
+        """Say what to load and compare with, then what to time; the first waits for the start."""
         with suppress(OSError):  # where the process is gone `receive` says so
             self.pipe.send(words)

@@ -25,14 +25,6 @@ from .mobileunet import MobileUNet
 from .ultraseg import UltraSeg
 from .unet import UNet
 
-__all__ = [
-    "MODELS",
-    "ModelInfo",
-    "Prediction",
-    "create_model",
-    "find_model",
-]
-
 
 @dataclass(frozen=True)
 class ModelInfo:

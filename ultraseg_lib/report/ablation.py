@@ -19,7 +19,6 @@ from ultraseg_lib import study
 from ultraseg_lib.metrics import dice_score
 from ultraseg_lib.models import create_model, find_model
 from ultraseg_lib.models.complexity import count_as_paper, count_macs, count_parameters
-from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
 from ultraseg_lib.report.figures import PALETTE, dataset_title, setting_title
 from ultraseg_lib.report.tables import (
@@ -36,6 +35,7 @@ from ultraseg_lib.report.tables import (
     main_table,
     own_scores,
     paired,
+    printed_table,
     same_seeds,
     shown,
     with_findings,
@@ -138,10 +138,9 @@ def sizes(names: Iterable[str]) -> pd.DataFrame:
 
 def paper_table5() -> pd.DataFrame:
     """Return Table 5 of the paper in long form: model, dataset, paper_dice, paper_sd, paper_params_m, paper_flops_g."""
-    wide = pd.read_csv(PAPER / "table5_ablation.csv").assign(model=list(LADDER))
-    wide = wide.rename(columns={"params_m": "paper_params_m", "flops_g": "paper_flops_g"})
-    keys = ["model", "paper_params_m", "paper_flops_g"]
-    long = wide.melt(keys, var_name="dataset", value_name="cell")
+    names = {"params_m": "paper_params_m", "flops_g": "paper_flops_g"}
+    wide = printed_table(5).rename(columns=names).assign(model=list(LADDER))
+    long = wide.melt(["model", *names.values()], var_name="dataset", value_name="cell")
     long[["paper_dice", "paper_sd"]] = long.pop("cell").str.split("±", expand=True).astype(float)
     return long
 
@@ -220,10 +219,6 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
 # --- learned weights ------------------------------------------------------------------------------
 
 
-def _history(run: study.Run) -> pd.DataFrame:
-    return pd.read_csv(run.folder / "history.csv")
-
-
 def steps_an_epoch(run: study.Run) -> int:
     """Return how many steps of the optimizer a finished run made in an epoch."""
     return ceil(study.read_config(run)["images"]["train"] / run.training_recipe.batch_size)
@@ -256,7 +251,7 @@ def weights_over_epochs(run: study.Run) -> pd.DataFrame:
 
     Empty for a run whose history lacks them.
     """
-    history = _history(run)
+    history = study.read_history(run)
     starts = learned_scalars(build_model(run.model))
     history = history.assign(coin_tosses=_coin_tosses(run, history))
     known = [column for column in starts if column in history]
@@ -272,7 +267,7 @@ def kept_weights(runs: Iterable[study.Run]) -> pd.DataFrame:
     """
     tables = []
     for run in runs:
-        history = _history(run)
+        history = study.read_history(run)
         tosses = _coin_tosses(run, history)[study.read_config(run)["best_epoch"] - 1]
         starts = learned_scalars(build_model(run.model))
         kept = learned_scalars(build_model(run.model, run.folder / "weights.safetensors"))
@@ -364,7 +359,7 @@ def cost_of_patience(runs: Iterable[study.Run], patience: int) -> pd.DataFrame:
     """
     rows = []
     for run in runs:
-        dice = _history(run)["val_dice"].to_numpy()
+        dice = study.read_history(run)["val_dice"].to_numpy()
         waited = [epoch - dice[: epoch + 1].argmax() for epoch in range(len(dice))]
         late = np.flatnonzero(np.array(waited) >= patience)
         stop = late[0] if len(late) else len(dice) - 1
@@ -380,7 +375,7 @@ def plot_patience(runs: Sequence[study.Run], cost: pd.DataFrame) -> Figure:
     """Show the Dice that picks over the epochs of each run, and where early stopping would end it."""
     figure, axes = plt.subplots(figsize=(13, 6.5))
     for place, (run, row) in enumerate(zip(runs, cost.itertuples(), strict=True)):
-        history = _history(run)
+        history = study.read_history(run)
         axes.plot(history["epoch"], history["val_dice"], lw=2.5, ls=("-", "--", ":")[place % 3],
                   color=PALETTE[place], label=f"seed {run.seed}")  # fmt: skip
         axes.axvline(
@@ -442,7 +437,8 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     clean = same_seeds(clean, [*SETTING, "student"], "model")
     runs = clean[["run_id", *GROUP_KEYS, "student", "variant"]].drop_duplicates()
     runs["val_dice"] = [
-        _history(study.parse_run_id(profile, name))["val_dice"].max() for name in runs["run_id"]
+        study.read_history(study.parse_run_id(profile, name))["val_dice"].max()
+        for name in runs["run_id"]
     ]
     keys = [*GROUP_KEYS, "student", "variant"]
     table = runs.groupby(keys, sort=False)["val_dice"].mean().reset_index()

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ultraseg_lib.deploy.backends import BACKENDS
 from ultraseg_lib.models import MODELS
-from ultraseg_lib.paths import PAPER, outputs_dir
+from ultraseg_lib.paths import outputs_dir
 from ultraseg_lib.report.figures import (
     PALETTE,
     PRED,
@@ -25,6 +25,7 @@ from ultraseg_lib.report.figures import (
     model_style,
     model_title,
 )
+from ultraseg_lib.report.tables import printed_table
 
 Rows = list[dict[str, Any]]
 REAL_TIME = 30  # frames a second of a colonoscope's video
@@ -61,8 +62,8 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
 def paper_table4() -> pd.DataFrame:
     """Return the paper's Table 4 by our model names: Dice, fps and ms on 24 cores and on one."""
     names = {info.title: name for name, info in MODELS.items()}
-    printed = pd.read_csv(PAPER / "table4_cpu.csv")
-    return printed.assign(name=printed["model"].map(names)).set_index("name")
+    printed = printed_table(4).reset_index()
+    return printed.set_index(printed["model"].map(names).rename("name"))
 
 
 def one_core(rows: pd.DataFrame) -> pd.DataFrame:

@@ -198,7 +198,7 @@ def render(state: State, cases: Cases) -> Figure:
     figure, axes = _page(titles, _panels(state, cases, row))
     image_id = cases.frames.table["image_id"].iloc[row]
     words = f"{dataset_title(cases.test_set)} · {image_id} · threshold {state.threshold:.2f}"
-    axes.text(0.5, 1 - 6 / _height(figure), words, transform=axes.transAxes, ha="center", va="top",
+    axes.text(0.5, 1 - 6 / figure.bbox.height, words, transform=axes.transAxes, ha="center", va="top",
               fontsize=12)  # fmt: skip
     handles = legend_handles(state.overlay, state.truth)
     if handles:
@@ -220,10 +220,6 @@ def _panels(state: State, cases: Cases, row: int) -> list[Picture]:
     truth = mask if state.truth else None
     first = paint_outline(enlarge(image), mask, TRUTH) if state.truth else enlarge(image)
     return [first, *(paint(image, cases.probs(m)[row], level, truth) for m in state.models)]
-
-
-def _height(figure: Figure) -> float:
-    return figure.get_size_inches()[1] * DPI
 
 
 def _page(titles: list[str], panels: list[Picture]) -> tuple[Figure, Axes]:

@@ -289,7 +289,7 @@ def _ssa_weight_settles(e: Evidence, stated: dict[str, Any]) -> Finding:
     names = set(e.ledger.loc[e.ledger["model"] == "ultraseg_130k", "run_id"])
     moved, ends = {}, []
     for run in [run for run in study.finished_runs(e.profile) if run.run_id in names]:
-        history = pd.read_csv(run.folder / "history.csv")
+        history = study.read_history(run)
         alpha = history.get(f"{WEIGHT_COLUMN}ssa.alpha", pd.Series(dtype=float)).dropna()
         if len(alpha):  # early histories have none
             moved[run.run_id] = np.ptp(alpha.iloc[-len(history) // 10 :])

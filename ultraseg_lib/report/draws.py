@@ -13,11 +13,7 @@ from ultraseg_lib.report.figures import PER_BATCH, model_style
 from ultraseg_lib.report.tables import error_bars, main_table, paper_table3, settled_runs
 
 DATASET = "kvasir_seg"
-DRAWS = {
-    "random": "first draw",
-    "draw_2": "second draw",
-    "draw_3": "third draw",
-}
+DRAWS = {"random": "first draw", "draw_2": "second draw", "draw_3": "third draw"}
 OUTSIDE = "seen_from_outside.csv"  # in the committed record
 NAMES = {draw: DATASET if draw == "random" else f"{DATASET}@{draw}" for draw in DRAWS}
 TRAINED = "model == 'ultraseg_130k' and recipe == 'paper' and protocol == 'released'"

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from ultraseg_lib.data import GENERATED, dataset_title, split_share
 from ultraseg_lib.data.splits import MIXED
-from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report import figures
 from ultraseg_lib.report.tables import (
     FEW,
@@ -24,6 +23,7 @@ from ultraseg_lib.report.tables import (
     error_bars,
     levels,
     paired,
+    printed_table,
     same_seeds,
     settled_runs,
     with_findings,
@@ -75,13 +75,10 @@ def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame
 
 def paper_table6() -> pd.DataFrame:
     """Return Table 6 of the paper in long form: title, tested, paper_dice, paper_hd95 (px)."""
-    wide = pd.read_csv(PAPER / "table6_mixed_external.csv").rename(columns={"model": "title"})
-    parts = []
-    for tested in ("mixed", "etis_larib", "bkai_igh"):
-        columns = {f"{tested}_dice": "paper_dice", f"{tested}_hd95": "paper_hd95"}
-        part = wide[["title", *columns]].rename(columns=columns)
-        parts.append(part.assign(tested=tested))
-    return pd.concat(parts, ignore_index=True)
+    wide = printed_table(6).rename_axis("title")
+    wide.columns = wide.columns.str.rsplit("_", n=1, expand=True)
+    long = wide.stack(0).rename_axis(["title", "tested"]).add_prefix("paper_")
+    return long[["paper_dice", "paper_hd95"]].reset_index()
 
 
 def joint_table(scores: pd.DataFrame, joined: Sequence[str]) -> pd.DataFrame:

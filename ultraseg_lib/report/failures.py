@@ -25,8 +25,7 @@ from ultraseg_lib.report.cases import Cases
 from ultraseg_lib.report.figures import dataset_title, describe, model_style
 from ultraseg_lib.report.metric_figures import LEVELS
 from ultraseg_lib.report.overlays import EXTRA, LOST, OVERLAYS, legend_handles
-from ultraseg_lib.report.tables import FEW, error_bars
-from ultraseg_lib.statistics import bootstrap_interval
+from ultraseg_lib.report.tables import FEW, error_bars, levels
 from ultraseg_lib.study import Profile, Run
 
 HALF = LEVELS // 2  # probability 0.5 as stored
@@ -214,27 +213,19 @@ def _blank(axes: Axes, words: str = "") -> None:
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
-def _where(cases: Cases, row: int) -> list[str]:
-    return describe(cases.frames.table.iloc[row])
-
-
-def _wrap(title: str) -> str:
-    return title.replace(", ", "\n")
-
-
 def show_comparison(cases: Cases, rows: Sequence[int], title: str) -> Figure:
     """Show Fig. 3: one line per image, one column per model, found, wrong and lost pixels tinted."""
     columns = ["input", "truth", *cases.runs]
     figure, grid = _pages(len(rows), len(columns))
     for line, row in zip(grid, rows, strict=True):
         _show(line[0], cases.frames.images[row])
-        line[0].set_ylabel("\n".join(_where(cases, row)), fontsize="small")
+        line[0].set_ylabel("\n".join(describe(cases.frames.table.iloc[row])), fontsize="small")
         _show(line[1], cases.frames.masks[row])
         for axes, name in zip(line[2:], cases.runs, strict=True):
             _show_run(axes, cases, row, name)
             axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
     for axes, name in zip(grid[0], columns, strict=True):
-        axes.set_title(_wrap(name), fontsize="small")
+        axes.set_title(name.replace(", ", "\n"), fontsize="small")
     return _finish(figure, "error map", title)
 
 
@@ -255,7 +246,7 @@ def show_failures(
             axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
     for line, name in zip(grid, ["input", *titles], strict=True):
         line[0].annotate(
-            _wrap(name), (-0.08, 0.5), xycoords="axes fraction", rotation=90, ha="right",
+            name.replace(", ", "\n"), (-0.08, 0.5), xycoords="axes fraction", rotation=90, ha="right",
             va="center", annotation_clip=False,
         )  # fmt: skip
     return _finish(figure, "error map", title)
@@ -269,7 +260,7 @@ def show_worst(cases: Cases, model: str, count: int = 25) -> Figure:
         _blank(axes)
     for axes, row in zip(grid.flat, rows, strict=False):
         _show_run(axes, cases, row, model, "contour")
-        words = ", ".join(_where(cases, row))
+        words = ", ".join(describe(cases.frames.table.iloc[row]))
         axes.set_title(f"{cases.dice(model)[row]:.2f}  {words}", fontsize="small")
     title = f"{model}: the {len(rows)} lowest Dice of {len(cases)}\n{figure_title(cases)}"
     return _finish(figure, "contour", title)
@@ -368,14 +359,10 @@ def add_group(scores: pd.DataFrame, key: str) -> pd.DataFrame:
 
 def _levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Average Dice over each group: keys, images, dice, dice_low, dice_high, missed."""
-    rows = []
-    for values, table in scores.groupby([*keys], sort=False):
-        missed = 1 - table.loc[table["area"] > 0, "detected"].astype(float).mean()
-        rows.append((*values, len(table), *bootstrap_interval(table["dice"]), missed))
+    table = levels(scores.assign(seed=0, batch_pooled_dice=np.nan), keys)
+    table.loc[table["images"] < FEW, ["dice_low", "dice_high"]] = np.nan
     columns = [*keys, "images", "dice", "dice_low", "dice_high", "missed"]
-    levels = pd.DataFrame(rows, columns=columns)
-    levels.loc[levels["images"] < FEW, ["dice_low", "dice_high"]] = np.nan
-    return levels
+    return table.rename(columns={"miss_rate": "missed"})[columns]
 
 
 def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
@@ -507,9 +494,9 @@ def show_boundary_errors(cases: Cases, rows: Sequence[int], title: str, limit: f
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color="0.7")
             axes.set_xlabel(f"Dice {cases.dice(name)[row]:.2f}", fontsize="small")
-        line[0].set_ylabel("\n".join(_where(cases, row)), fontsize="small")
+        line[0].set_ylabel("\n".join(describe(cases.frames.table.iloc[row])), fontsize="small")
     for axes, name in zip(grid[0], names, strict=True):
-        axes.set_title(_wrap(name), fontsize="small")
+        axes.set_title(name.replace(", ", "\n"), fontsize="small")
     figure.colorbar(shown, ax=grid, label="distance to the true boundary (px)\n"
                     "inside (−), outside (+)", extend="both", shrink=0.8)  # fmt: skip
     figure.suptitle(title)

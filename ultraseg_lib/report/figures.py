@@ -238,16 +238,8 @@ def plot_dice_against_parameters(table: pd.DataFrame, parameters: dict[str, int]
 
 def name_definitions(figure: Figure, with_paper: bool) -> None:
     """Write below a figure which mark is which Dice: per image, per batch, and the paper's."""
-    marks = {
-        "mean over images, 95 % interval": {
-            "marker": "o",
-            "ls": "-",
-            "lw": 3,
-            "ms": 11,
-            "color": "0.4",
-        }
-    }
-    marks["per batch of 4"] = PER_BATCH
+    mean = {"marker": "o", "ls": "-", "lw": 3, "ms": 11, "color": "0.4"}
+    marks = {"mean over images, 95 % interval": mean, "per batch of 4": PER_BATCH}
     if with_paper:
         marks["the paper's, per batch of 4"] = PER_BATCH_PAPER
     lines = [Line2D([], [], label=label, **style) for label, style in marks.items()]

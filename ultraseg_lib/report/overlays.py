@@ -102,16 +102,9 @@ def paint_prob(
     return picture if mask is None else paint_outline(picture, mask, TRUTH)
 
 
-def paint_image(
-    image: Picture, prob: NDArray[np.uint8], level: int, mask: NDArray[np.bool_] | None
-) -> Picture:
-    """Show the image as it is; shapes as in `paint_contour`."""
-    return enlarge(image)
-
-
 OVERLAYS = {
     "contour": paint_contour,
     "error map": paint_errors,
     "probability": paint_prob,
-    "image only": paint_image,
+    "image only": lambda image, *_: enlarge(image),
 }

@@ -5,7 +5,6 @@ Rules on counts take `Counts`, of the paper or of our models; `compare` decides 
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ultraseg_lib.data import catalog, dataset_title
-from ultraseg_lib.paths import PAPER
 from ultraseg_lib.report.ablation import LADDER, paper_table5
+from ultraseg_lib.report.tables import printed_table
 from ultraseg_lib.variants import model_title
 
 BOTH = ["UltraSeg-108K", "UltraSeg-130K"]
@@ -70,12 +69,6 @@ def _counts(rule: Rule) -> Rule:
     COUNTED[name] = rule
     CHECKS[name] = lambda stated: rule(_printed_counts(), stated)
     return rule
-
-
-@cache
-def printed_table(number: int) -> pd.DataFrame:
-    """Return a table of the paper, a row a model, as it is printed."""
-    return pd.read_csv(next(PAPER.glob(f"table{number}_*.csv")), index_col="model")
 
 
 def _dice(dataset: str) -> pd.Series:

@@ -1,6 +1,7 @@
 """Tables from the ledger, ours beside the paper's. Nothing here is typed by hand."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -140,12 +141,17 @@ def levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "seeds", "images", *names])
 
 
+@cache
+def printed_table(number: int) -> pd.DataFrame:
+    """Return a table of the paper, a row a model, as it is printed."""
+    return pd.read_csv(next(PAPER.glob(f"table{number}_*.csv")), index_col="model")
+
+
 def paper_table3() -> pd.DataFrame:
     """Return Table 3 of the paper in long form: title, dataset, paper_dice."""
-    wide = pd.read_csv(PAPER / "table3_main.csv").rename(columns={"model": "title"})
-    long = wide.melt("title", var_name="dataset", value_name="paper_dice")
-    long = long[long["dataset"].str.endswith("_dice")]
-    return long.assign(dataset=long["dataset"].str.removesuffix("_dice"))
+    wide = printed_table(3).filter(like="_dice").rename_axis("title").reset_index()
+    wide.columns = wide.columns.str.removesuffix("_dice")
+    return wide.melt("title", var_name="dataset", value_name="paper_dice")
 
 
 def main_table(ledger: pd.DataFrame) -> pd.DataFrame:

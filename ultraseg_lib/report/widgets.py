@@ -29,6 +29,7 @@ def ledgers() -> list[str]:
 
 def _download(name: str, content: bytes, kind: str) -> str:
     data = base64.b64encode(content).decode()
+    name = html.escape(name)
     return f'<a download="{name}" href="data:{kind};base64,{data}">download {name}</a>'
 
 
