@@ -277,7 +277,7 @@ def test_the_data_folder_may_be_named(kvasir, monkeypatch, capsys, outputs):
     monkeypatch.setenv("ULTRASEG_DATA", "nowhere")  # and set back after the test
     folder = kvasir()
     assert main(["data", "--data", str(folder)]) == 0
-    assert "kvasir_seg         3 pairs" in capsys.readouterr().out
+    assert "kvasir_seg            3 pairs" in capsys.readouterr().out
     run_id = "unet_tiny-kvasir_seg-strong-clean-e1-s0"  # the committed split names 1,000 images
     assert main(["study", "--profile", "lite", "--only", run_id, "--data", str(folder)]) == 2
     assert "not in the folder" in capsys.readouterr().err
@@ -313,11 +313,37 @@ def test_force_loses_nothing_when_the_data_is_not_there(monkeypatch, capsys, tmp
     assert (run / "scores.csv").read_text() == "kept"
 
 
+def test_a_study_says_first_which_runs_lack_their_dataset(kvasir, monkeypatch, capsys, outputs):
+    monkeypatch.setenv("ULTRASEG_DATA", str(kvasir()))
+    monkeypatch.setattr("ultraseg_lib.engines.run_study", lambda *_: {})
+    words = ["study", "--profile", "lite", "--models", "lbunet", "--epochs", "1", "--datasets"]
+    assert main([*words, "kvasir_seg,cvc_clinicdb,mixed"]) == 0  # of the mixed set one is enough
+    told = capsys.readouterr().out
+    assert f"not below {kvasir()}: CVC-ClinicDB; 1 of these 3 runs will fail" in told
+    assert "--datasets kvasir_seg,mixed asks for the others alone" in told
+    assert main([*words, "cvc_clinicdb,polypgen"]) == 2
+    assert "CVC-ClinicDB, PolypGen; python -m ultraseg_lib data" in capsys.readouterr().err
+    assert main([*words, "kvasir_seg"]) == 0
+    assert "not below" not in capsys.readouterr().out
+
+
+def test_an_outputs_folder_that_is_a_file_is_told_with_its_remedy(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ULTRASEG_OUTPUTS", str(tmp_path / "file"))
+    assert main(["export", "--models", "ultraseg_108k", "--size", "64"]) == 2
+    assert "set ULTRASEG_OUTPUTS to a folder" in capsys.readouterr().err
+
+
+def test_weights_of_a_dataset_are_found_by_a_close_name(capsys):
+    assert main(["export", "--models", "ultraseg_130k", "--weights", "Kvasir-SEG"]) == 2
+    assert "did you mean kvasir_seg?" in capsys.readouterr().err
+
+
 def test_data_lists_what_is_there_and_where_to_get_the_rest(kvasir, monkeypatch, capsys):
     monkeypatch.setenv("ULTRASEG_DATA", str(kvasir()))
     assert main(["data"]) == 0
     told = capsys.readouterr().out
-    assert "kvasir_seg         3 pairs" in told
+    assert "kvasir_seg            3 pairs" in told
     assert "polypgen" in told
     assert "missing; get it from https://" in told
 

@@ -76,7 +76,7 @@ def test_untrained_models_run_in_onnx_runtime_too(name):
 def test_the_command_writes_whole_folders(tmp_path, capsys, outputs):
     words = ["export", "--models", "ultraseg_108k_st", "--size", "64", "-o", str(tmp_path)]
     assert main(words) == 2  # never an untrained network unasked
-    assert "weights of ultraseg_108k_st: none shipped" in capsys.readouterr().err
+    assert "weights of ultraseg_108k_st: none are shipped" in capsys.readouterr().err
     assert main([*words, "--untrained"]) == 0
     names = {path.name for path in (tmp_path / "ultraseg_108k_st").iterdir()}
     assert names == {"model.onnx", "metadata.json", "model.xml", "model.bin"}
@@ -95,7 +95,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
 def test_export_without_shipped_weights_names_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ultraseg_lib.weights.shipped_weights", lambda model: {})
     assert main(["export", "-o", str(tmp_path)]) == 2
-    assert "weights of ultraseg_108k: none shipped" in capsys.readouterr().err
+    assert "weights of ultraseg_108k: none are shipped" in capsys.readouterr().err
 
 
 def test_export_without_onnx_says_how_to_get_it(tmp_path, monkeypatch, capsys):

@@ -444,7 +444,7 @@ def test_bad_arguments_give_one_line_and_leave_nothing(run, tmp_path, monkeypatc
     monkeypatch.setattr(cv2, "VideoCapture", _without_cameras(cv2.VideoCapture))
     for path, words, reason in (
         (tmp_path / "gone.png", (), "gone.png: not found"),
-        (tmp_path / "bare", (), "bare: no images here; they end in .png"),
+        (tmp_path / "bare", (), "bare: no images here (subfolders are not searched); they end in .png"),
         (tmp_path / "text.avi", (), "text.avi: neither an image"),
         (tmp_path / "zero.mp4", (), "zero.mp4: neither an image"),
         ("camera:7", (), "camera:7: no such camera"),
@@ -495,7 +495,7 @@ def test_prefers_the_fastest_backend_that_runs_the_model(monkeypatch):
 def test_default_weights_are_of_the_most_images_then_the_best_on_validation(tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     monkeypatch.setattr(shipped, "RUNS", runs)
-    with pytest.raises(FileNotFoundError, match="this model has none"):
+    with pytest.raises(FileNotFoundError, match="none are shipped"):
         shipped.find_weights("ultraseg_130k")
     for dataset, images, dice, expected in (
         ("kvasir_seg", 720, 0.7, "kvasir_seg"), ("cvc_clinicdb", 441, 0.8, "kvasir_seg"),

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -121,16 +122,16 @@ def command_data(args: argparse.Namespace) -> int:
     if not there:
         print(f"{data_dir()}: no such folder; give another by --data or ULTRASEG_DATA")
     for name, dataset in found.items():
-        print(f"{name:<14} {len(dataset.table):>5} pairs  {dataset.folder}")
+        print(f"{name:<17} {len(dataset.table):>5} pairs  {dataset.folder}")
         for folder in dataset.passed_over:
-            print(f"{'':<14} {'':>5} passed over (less complete): {folder}")
+            print(f"{'':<17} {'':>5} passed over (less complete): {folder}")
         wrong = [*dataset.problems, *check_counts(dataset)]
         more = [f"({len(wrong) - 1} more: python -m ultraseg_lib data verify)"] if wrong[1:] else []
         for line in (*dataset.skipped, *wrong[:1], *more):
-            print(f"{'':<14} {'':>5} {line}")
+            print(f"{'':<17} {'':>5} {line}")
     missing = [name for name, entry in catalog().items() if name not in found and entry["page"]]
     for name in missing:
-        print(f"{name:<14}     - missing; get it from {catalog()[name]['page']}")
+        print(f"{name:<17}     - missing; get it from {catalog()[name]['page']}")
     if missing:
         print("python -m ultraseg_lib data fetch NAME downloads it, or tells the steps")
     return 0
@@ -180,8 +181,11 @@ def command_audit(args: argparse.Namespace) -> int:
 
 def command_models(args: argparse.Namespace) -> int:
     """Print the complexity of every model under both counts."""
+    import torch
+
     from ultraseg_lib.models.complexity import complexity_table
 
+    torch.set_num_threads(1)  # small work: many threads wait for each other on a busy machine
     print(complexity_table(args.models).to_string(index=False))
     return 0
 
@@ -194,6 +198,7 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
     print(f"study {profile.name}: {len(runs)} runs, {len(runs) - len(todo)} done", flush=True)
     for run in todo:
         print(f"  to run: {run.run_id}", flush=True)
+    _tell_absent(todo)
     if todo and engine == "local":
         side_by_side = min(jobs or default_jobs(len(todo)), len(todo))
         print(f"  {estimate(profile, todo, side_by_side)}", flush=True)
@@ -201,6 +206,25 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
     for run_id, reason in failures.items():
         print(f"failed: {run_id}: {reason}", file=sys.stderr)
     return failures
+
+
+def _tell_absent(runs: list["Run"]) -> None:
+    """Say which runs cannot be trained for want of their dataset; raise ValueError if none can."""
+    from ultraseg_lib.data import dataset_title
+    from ultraseg_lib.grid import absent_datasets
+    from ultraseg_lib.paths import data_dir
+
+    absent = absent_datasets(runs)
+    if not absent:
+        return
+    lack = [run for run in runs if run.dataset.partition("@")[0] in absent]
+    others = dict.fromkeys(run.dataset for run in runs if run not in lack)
+    told = f"not below {data_dir()}: {', '.join(map(dataset_title, absent))}"
+    how = "python -m ultraseg_lib data says how to get them"
+    if not others:
+        raise ValueError(f"{told}; {how}; or choose others by --datasets")
+    print(f"  {told}; {len(lack)} of these {len(runs)} runs will fail; {how};"
+          f" --datasets {','.join(others)} asks for the others alone", flush=True)  # fmt: skip
 
 
 def _check_engine(args: argparse.Namespace) -> None:
@@ -425,7 +449,10 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE|NAME",
         help="a .safetensors file, or the data set of a reference run (default: mixed if there)",
     )  # fmt: skip
-    parser.add_argument("--backend", help="default: the fastest that is installed")
+    parser.add_argument(
+        "--backend",
+        help="default: the fastest that is installed; with :bfloat16 behind openvino or native in fewer digits",
+    )
     parser.add_argument("--threads", type=_at_least_one, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after N frames")
     parser.add_argument(
@@ -495,15 +522,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _outputs_hint(error: Exception) -> str:
+    """Return what to do where the folder of outputs is what cannot be written."""
+    from ultraseg_lib.paths import outputs_dir
+
+    unwritable = (PermissionError, NotADirectoryError, FileExistsError)
+    path = Path(str(getattr(error, "filename", None) or ""))
+    if isinstance(error, unwritable) and path.is_relative_to(outputs_dir()):
+        return "; set ULTRASEG_OUTPUTS to a folder that can be written"
+    return ""
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **more: Any
+) -> str:
+    """Format a warning: one of ours, about the user's files, as one line without source code."""
+    return f"note: {message}\n" if category is UserWarning else _usual(message, category, *place, **more)  # fmt: skip
+
+
+_usual = warnings.formatwarning
+
+
 def main(words: list[str] | None = None) -> int:
     """Do one command; bad input gives one line on standard error and exit status 2."""
     args = _parser().parse_args(words)
+    warnings.formatwarning = _format_warning
     if "data" in args:
         os.environ["ULTRASEG_DATA"] = str(args.data)
     try:
         return args.command(args)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_outputs_hint(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = args.command in (command_study, command_run, command_fetch)

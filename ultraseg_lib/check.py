@@ -62,6 +62,14 @@ def _gpu() -> Finding:
     return Finding("GPU", torch.cuda.get_device_name(), fix)
 
 
+def _inference() -> Finding:
+    from ultraseg_lib.deploy.backends import BACKENDS, missing_part
+
+    lacks = {title: missing_part(name) for name, title in BACKENDS.items()}
+    told = [f"{title} ({reason})" if reason else title for title, reason in lacks.items()]
+    return Finding("inference", ", ".join(told))
+
+
 def _kernel() -> Finding:
     from jupyter_client.kernelspec import KernelSpecManager
 
@@ -97,7 +105,7 @@ def _data() -> Finding:
 def check() -> list[Finding]:
     """Look at Python, packages, OpenCV's libraries, GPU, kernel, disk and data; change nothing."""
     packages = [_package(name, wanted) for name, wanted in pinned_versions().items()]
-    looks: tuple[Callable[[], Finding], ...] = (_opencv, _gpu, _kernel, _outputs, _data)
+    looks: tuple[Callable[[], Finding], ...] = (_opencv, _gpu, _inference, _kernel, _outputs, _data)
     return [_python(), *packages, *map(_finding, looks)]
 
 

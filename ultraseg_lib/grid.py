@@ -16,7 +16,7 @@ import yaml
 
 from ultraseg_lib import data
 from ultraseg_lib.choices import check_choice
-from ultraseg_lib.data.splits import EXTERNAL, schemes
+from ultraseg_lib.data.splits import EXTERNAL, MIXED, schemes
 from ultraseg_lib.paths import PROFILES, data_dir, outputs_dir
 from ultraseg_lib.training import RECIPES, Recipe
 from ultraseg_lib.variants import find_variant
@@ -125,6 +125,17 @@ def profile_names() -> list[str]:
 def datasets_there() -> set[str]:
     """Return the names of the real datasets that are in the data folder, the user's own too."""
     return set(data.look_for_datasets(data_dir())) if data_dir().is_dir() else set()
+
+
+def absent_datasets(runs: Iterable[Run]) -> list[str]:
+    """Return the real datasets that runs train on and that are not in the data folder.
+
+    Of the mixed set one of its datasets is enough.
+    """
+    there = datasets_there()
+    there |= {*data.GENERATED, *(["mixed"] if there & set(MIXED) else [])}
+    names = dict.fromkeys(run.dataset.partition("@")[0] for run in runs)
+    return [name for name in names if name not in there]
 
 
 def check_datasets(names: Iterable[str]) -> None:

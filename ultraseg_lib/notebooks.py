@@ -190,6 +190,6 @@ def summary(minutes: dict[str, float], failures: dict[str, str], profile: Profil
     base = outputs_dir(profile.name)
     lines = [f"  {name:<40} {value:5.1f} min" for name, value in minutes.items()]
     lines += [f"  {name:<40} FAILED: {reason}" for name, reason in failures.items()]
-    total = f"{len(minutes)} notebooks run, {len(failures)} failed, {sum(minutes.values()):.1f} min"
+    total = f"{len(minutes)} notebooks run, {len(failures)} failed; of each, some side by side:"
     places = [f"{what:<10} {base / what}" for what in ("notebooks", "figures", "tables", "runs")]
     return "\n".join([total, *lines, *places])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from difflib import get_close_matches
 from pathlib import Path
 
 from ultraseg_lib.paths import ROOT
@@ -39,15 +40,18 @@ def find_weights(model: str, weights: str | Path | None = None) -> Path:
     if weights is not None and Path(weights).is_file():
         return Path(weights)
     shipped = shipped_weights(model)
-    if weights is None and shipped:
+    if not shipped:
+        raise FileNotFoundError(f"weights of {model}: none are shipped; give a .safetensors file")
+    if weights is None:
         return next(iter(shipped.values()))
-    if str(weights) in shipped:
-        return shipped[str(weights)]
-    wanted = "none shipped" if weights is None else f"{str(weights)!r} is no file, and none shipped"
-    raise FileNotFoundError(
-        f"weights of {model}: {wanted} under this name; give a .safetensors file or one of:"
-        f" {', '.join(shipped) or '(this model has none)'}"
-    )
+    if str(weights) not in shipped:
+        close = get_close_matches(str(weights).lower().replace("-", "_"), shipped)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise FileNotFoundError(
+            f"weights of {model}: {str(weights)!r} is no file, and none shipped under this name;"
+            f" give a .safetensors file or one of: {', '.join(shipped)}{hint}"
+        )
+    return shipped[str(weights)]
 
 
 def trained_size(weights: Path) -> int:

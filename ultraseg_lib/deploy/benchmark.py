@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -279,6 +280,8 @@ def benchmark(
     result = machine() | {"protocol": _protocol(size, frames, seconds), "rows": []}
     result["left_out"] = left_out
     models = list(dict.fromkeys(setting.model for setting in settings))  # the others cannot run
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()  # raises where nothing can be written
     for name in tqdm(models, "models", disable=None, leave=False):
         own = [setting for setting in settings if setting.model == name]
         timed, failed = time_model(name, own, scene, frames, seconds)

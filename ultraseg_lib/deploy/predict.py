@@ -95,7 +95,10 @@ def _open_images(files: list[Path], folder: Path) -> Source:
         and not path.is_dir()
     ]
     if not images:
-        raise ValueError(f"{folder}: no images here; they end in {', '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(
+            f"{folder}: no images here (subfolders are not searched); they end in"
+            f" {', '.join(IMAGE_SUFFIXES)}"
+        )
     by_stem: dict[str, Path] = {}
     for path in images:
         other = by_stem.setdefault(path.stem, path)

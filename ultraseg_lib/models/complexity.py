@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
 
 from ultraseg_lib.paths import PAPER
 
@@ -144,7 +145,8 @@ def complexity_table(names: Iterable[str] | None = None) -> pd.DataFrame:
     EGE-UNet's `paper_params` is the one that the paper took in full: compare it with `parameters`.
     Raises ValueError for an unknown name.
     """
-    return pd.DataFrame([complexity(name) for name in names or MODELS])
+    names = tqdm(list(names or MODELS), "models", disable=None, leave=False)
+    return pd.DataFrame([complexity(name) for name in names])
 
 
 def _paper_counts() -> dict[str, tuple[float, float]]:
