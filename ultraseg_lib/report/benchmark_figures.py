@@ -234,10 +234,13 @@ def plot_parts(parts: Rows) -> Figure:
     return figure
 
 
-def _step_labels(table: pd.DataFrame) -> pd.Series:
+def _engines(table: pd.DataFrame) -> pd.Series:
     names = table["backend"].map(BACKENDS)
-    names = names.mask(table["step"] == "main head only", BACKENDS["eager"])  # not rewritten yet
-    return table["step"].replace(STEPS) + " (" + names + ")"
+    return names.mask(table["step"] == "main head only", BACKENDS["eager"])  # not rewritten yet
+
+
+def _step_labels(table: pd.DataFrame) -> pd.Series:
+    return table["step"].replace(STEPS) + " (" + _engines(table) + ")"
 
 
 def steps_table(rewrites: Rows) -> pd.DataFrame:
@@ -256,9 +259,9 @@ def plot_rewrites(rewrites: Rows) -> Figure:
     """Show the milliseconds of every step from the paper's way to our kernels."""
     table = pd.DataFrame(rewrites)
     labels = _step_labels(table)
-    engines = list(dict.fromkeys(table["backend"]))
+    engines = list(dict.fromkeys(_engines(table)))
     figure, axes = plt.subplots(figsize=(13, 0.62 * len(table) + 1.6))
-    colours = [PALETTE[engines.index(each)] for each in table["backend"]]
+    colours = [PALETTE[engines.index(each)] for each in _engines(table)]
     bars = axes.barh(labels, table["median_ms"], xerr=table["iqr_ms"] / 2, color=colours,
                      error_kw={"lw": 2})  # fmt: skip
     first = table["median_ms"].iloc[0]
