@@ -48,5 +48,12 @@ def test_a_draw_without_a_training_is_shown_without_it():
     assert table["dice"]["random"] == pytest.approx(plain["dice"].mean())
     figure = draws.plot_draws(table.reset_index())
     labels = [each.get_text() for each in figure.axes[0].get_yticklabels()]
-    assert labels[1:] == ["second draw\n(1 seed)", "third draw\n(not run)"]
+    assert labels == list(draws.DRAWS.values())
+    trained = ledger.query(draws.TRAINED).groupby("dataset")["seed"].nunique()
+    seeds = [each.get_text() for each in figure.axes[1].texts]
+    assert seeds == [
+        f"{trained[draws.DATASET]} seeds",
+        f"{trained[draws.NAMES['draw_2']]} seeds",
+        "not run",
+    ]
     plt.close(figure)

@@ -444,7 +444,11 @@ def test_bad_arguments_give_one_line_and_leave_nothing(run, tmp_path, monkeypatc
     monkeypatch.setattr(cv2, "VideoCapture", _without_cameras(cv2.VideoCapture))
     for path, words, reason in (
         (tmp_path / "gone.png", (), "gone.png: not found"),
-        (tmp_path / "bare", (), "bare: no images here (subfolders are not searched); they end in .png"),
+        (
+            tmp_path / "bare",
+            (),
+            "bare: no images here (subfolders are not searched); they end in .png",
+        ),
         (tmp_path / "text.avi", (), "text.avi: neither an image"),
         (tmp_path / "zero.mp4", (), "zero.mp4: neither an image"),
         ("camera:7", (), "camera:7: no such camera"),

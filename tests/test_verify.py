@@ -166,7 +166,7 @@ def test_the_listing_goes_on_past_a_broken_dataset(one, tmp_path, monkeypatch, c
     assert main(["data"]) == 0
     told = capsys.readouterr().out
     assert "a.jpg: its mask" in told
-    assert "etis_larib         1 pairs" in told
+    assert "etis_larib            1 pairs" in told
     assert main(["data", "--json"]) == 2
 
 
