@@ -67,7 +67,7 @@ def _inference() -> Finding:
 
     lacks = {title: missing_part(name) for name, title in BACKENDS.items()}
     told = [f"{title} ({reason})" if reason else title for title, reason in lacks.items()]
-    return Finding("inference", ", ".join(told))
+    return Finding("inference", "; ".join(told))
 
 
 def _kernel() -> Finding:
