@@ -171,8 +171,7 @@ def _other_draws() -> str:
     """Say what UltraSeg-130K has, by `RULES` "again", on other draws of the test part of `SHOWN`."""
     rows = draws.draws_table(committed_ledger()).iloc[1:].dropna(subset="seeds")
     told = " and ".join(
-        f"{row.batch_pooled_dice:.3f} ({row.seeds:.0f} {'seed' if row.seeds == 1 else 'seeds'})"
-        for row in rows.itertuples()
+        f"{row.batch_pooled_dice:.3f} ({tables.seed_words(row.seeds)})" for row in rows.itertuples()
     )
     return f" On other draws of the split of Kvasir-SEG it has {told}." if told else ""
 

@@ -533,14 +533,14 @@ def _outputs_hint(error: Exception) -> str:
     return ""
 
 
+_usual = warnings.formatwarning
+
+
 def _format_warning(
     message: Warning | str, category: type[Warning], *place: Any, **more: Any
 ) -> str:
     """Format a warning: one of ours, about the user's files, as one line without source code."""
     return f"note: {message}\n" if category is UserWarning else _usual(message, category, *place, **more)  # fmt: skip
-
-
-_usual = warnings.formatwarning
 
 
 def main(words: list[str] | None = None) -> int:

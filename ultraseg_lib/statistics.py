@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+COVERAGE = 0.95  # of every interval
+
 
 class Interval(NamedTuple):
     """A mean and the ends of its interval, in the unit of the values."""
@@ -53,7 +55,7 @@ def bootstrap_interval(values: ArrayLike, resamples: int = 2000) -> Interval:
     seeds, images = _draws(table.shape, resamples)
     drawn = seeds[0].sum() * table.shape[1]
     means = np.sum((seeds @ table) * images, axis=1) / drawn
-    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Interval(float(table.mean()), float(low), float(high))
 
 

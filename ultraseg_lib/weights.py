@@ -2,9 +2,9 @@
 
 import csv
 import json
-from difflib import get_close_matches
 from pathlib import Path
 
+from ultraseg_lib.choices import did_you_mean
 from ultraseg_lib.paths import ROOT
 
 RUNS = ROOT / "outputs" / "reference" / "runs"
@@ -45,8 +45,7 @@ def find_weights(model: str, weights: str | Path | None = None) -> Path:
     if weights is None:
         return next(iter(shipped.values()))
     if str(weights) not in shipped:
-        close = get_close_matches(str(weights).lower().replace("-", "_"), shipped)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean(str(weights).lower().replace("-", "_"), shipped)
         raise FileNotFoundError(
             f"weights of {model}: {str(weights)!r} is no file, and none shipped under this name;"
             f" give a .safetensors file or one of: {', '.join(shipped)}{hint}"

@@ -195,11 +195,10 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
     seeds = dict(zip(ran["title"], ran["seeds"], strict=True))
     names = [f"{rung} ({seeds[rung]:.0f})" if rung in seeds else rung for rung in rungs]
     left.plot(ran["dice"], height, color="0.6", lw=2.5, zorder=0)
-    for place, (_, rung) in zip(height, ran.iterrows(), strict=True):
-        colour, marker = figures.model_style(rung["model"])
-        bars = error_bars(rung.to_frame().T).astype(float)
-        left.errorbar(rung["dice"], place, xerr=bars, fmt=marker, ms=13, lw=2.5, capsize=5,
-                      color=colour)  # fmt: skip
+    for (model, rung), place in zip(ran.groupby("model", sort=False), height, strict=True):
+        colour, marker = figures.model_style(model)
+        left.errorbar(rung["dice"], [place], xerr=error_bars(rung), fmt=marker, ms=13, lw=2.5,
+                      capsize=5, color=colour)  # fmt: skip
     left.plot(ran["batch_pooled_dice"], height, **figures.PER_BATCH)
     for place in set(range(len(rungs))) - set(height):
         left.annotate("not run", (0.02, place), xycoords=("axes fraction", "data"), va="center")
@@ -381,15 +380,9 @@ def plot_patience(runs: Sequence[study.Run], cost: pd.DataFrame) -> Figure:
         axes.axvline(
             row.stop, lw=2, ls=("-", "--", ":")[place % 3], color=PALETTE[place], alpha=0.6
         )
-        style = {"mec": "white", "mew": 2, "color": PALETTE[place], "zorder": 3}
-        axes.plot(
-            row.best_then,
-            row.dice_then,
-            "o",
-            ms=26,
-            **style | {"mfc": "none", "mec": PALETTE[place]},
-        )
-        axes.plot(row.best_epoch, row.dice_end, "*", ms=22, **style)
+        style = {"color": PALETTE[place], "mew": 2, "zorder": 3}
+        axes.plot(row.best_then, row.dice_then, "o", ms=26, mfc="none", **style)
+        axes.plot(row.best_epoch, row.dice_end, "*", ms=22, mec="white", **style)
     for mark, words in {
         "|": "early stopping\nwould end here",
         "o": "best until then",

@@ -431,14 +431,14 @@ def _covered(table: pd.DataFrame) -> frozenset[tuple[str, str]]:
 
 def _compared(e: Evidence, pairs: Sequence[tuple[str, str]], datasets: Sequence[str]) -> pd.DataFrame:  # fmt: skip
     """Return `ablation.compare` on some datasets of real images, as `_judge` reads it."""
-    table = _settled(compare(e.ledger, pairs))
+    table = _settled_pairs(compare(e.ledger, pairs))
     table = table[table["dataset"].str.split("@").str[0].isin(datasets)]
     named = [f"{row.title} − {model_title(row.baseline)}, {dataset_title(row.dataset)}, {row.recipe}"
              f" {row.protocol} e{row.epochs}, seeds: {row.seeds}," for row in table.itertuples()]  # fmt: skip
     return table.assign(name=named, enough=table["seeds"] >= SEEDS)
 
 
-def _settled(table: pd.DataFrame) -> pd.DataFrame:
+def _settled_pairs(table: pd.DataFrame) -> pd.DataFrame:
     """Keep, of comparisons that differ in nothing but epochs and seeds, the settled one."""
     alike = ["recipe", "protocol", "dataset", "model", "baseline"]
     return settled(table, [*alike, "tested"] if "tested" in table else alike)
@@ -656,7 +656,7 @@ def _on_unseen(ledger: pd.DataFrame, pair: tuple[str, str]) -> tuple[pd.DataFram
     As in Table 6: training on one hospital's images is not what the paper speaks of there.
     """
     ledger = ledger[(ledger["dataset"] == "mixed") & ledger["test_set"].isin(EXTERNAL)]
-    table = _settled(compare_pairs(external.by_tested(ledger), [pair], external.ALIKE))
+    table = _settled_pairs(compare_pairs(external.by_tested(ledger), [pair], external.ALIKE))
     names = [f"{dataset_title(row.tested)}, seeds: {row.seeds}," for row in table.itertuples()]
     judged = table.assign(name=names, dataset=table["tested"], enough=table["seeds"] >= SEEDS)
     return judged, _runs_of(ledger, table)

@@ -10,7 +10,13 @@ from ultraseg_lib.data import dataset_title
 from ultraseg_lib.data.splits import read_split, split_path
 from ultraseg_lib.paths import outputs_dir
 from ultraseg_lib.report.figures import PER_BATCH, model_style
-from ultraseg_lib.report.tables import error_bars, main_table, paper_table3, settled_runs
+from ultraseg_lib.report.tables import (
+    error_bars,
+    main_table,
+    paper_table3,
+    seed_words,
+    settled_runs,
+)
 
 DATASET = "kvasir_seg"
 DRAWS = {"random": "first draw", "draw_2": "second draw", "draw_3": "third draw"}
@@ -68,7 +74,7 @@ def plot_draws(table: pd.DataFrame) -> Figure:
     right.axvline(table["paper_dice"].iloc[0], color="black", ls="--", lw=2,
                   label="the paper,\nper batch of 4")  # fmt: skip
     for place, seeds in enumerate(table["seeds"]):
-        words = "not run" if np.isnan(seeds) else f"{seeds:.0f} seed{'s' * (seeds > 1)}"
+        words = "not run" if np.isnan(seeds) else seed_words(seeds)
         right.annotate(
             words, (0.01, place - 0.25), xycoords=("axes fraction", "data"), size="small"
         )

@@ -310,10 +310,14 @@ def styled(
     return styled.set_caption(caption).set_table_styles([{"selector": "caption", "props": style}])
 
 
+def seed_words(count: float) -> str:
+    """Say how many seeds: "1 seed", "2 seeds"."""
+    return f"{count:.0f} seed{'s' * (count > 1)}"
+
+
 def with_seeds(table: pd.DataFrame) -> pd.Series:
     """Return the models' titles with their number of seeds: "LB-UNet (2 seeds)"."""
-    seeds = table["seeds"].map(lambda count: f" ({count:.0f} seed{'s' * (count > 1)})")
-    return table["title"] + seeds
+    return table["title"] + " (" + table["seeds"].map(seed_words) + ")"
 
 
 def dataset_table(tables: list[pd.DataFrame], areas: dict[str, np.ndarray]) -> pd.DataFrame:
