@@ -294,12 +294,20 @@ def test_an_empty_variable_is_none(monkeypatch):
 
 def test_missing_data_folder_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path / "nowhere"))
-    assert main(["data", "verify"]) == 2
-    assert "pass --data DIR" in capsys.readouterr().err
+    for action in ("verify", "audit"):
+        assert main(["data", action]) == 2
+        assert "pass --data DIR" in capsys.readouterr().err
     assert main(["data"]) == 0  # as on a fresh clone
     told = capsys.readouterr().out
     assert f"{tmp_path / 'nowhere'}: no such folder" in told
     assert "missing; get it from https://" in told
+
+
+def test_an_empty_data_folder_is_neither_verified_nor_audited(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path))
+    for action in ("verify", "audit"):
+        assert main(["data", action]) == 2
+        assert f"no dataset at all below {tmp_path}" in capsys.readouterr().err
 
 
 def test_force_loses_nothing_when_the_data_is_not_there(monkeypatch, capsys, tmp_path, outputs):
@@ -321,10 +329,13 @@ def test_a_study_says_first_which_runs_lack_their_dataset(kvasir, monkeypatch, c
     told = capsys.readouterr().out
     assert f"not below {kvasir()}: CVC-ClinicDB; 1 of these 3 runs will fail" in told
     assert "--datasets kvasir_seg,mixed asks for the others alone" in told
+    assert "mixed: joined without CVC-ClinicDB, PolypGen" in told
     assert main([*words, "cvc_clinicdb,polypgen"]) == 2
     assert "CVC-ClinicDB, PolypGen; python -m ultraseg_lib data" in capsys.readouterr().err
     assert main([*words, "kvasir_seg"]) == 0
-    assert "not below" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "not below" not in told
+    assert "mixed" not in told
 
 
 def test_an_outputs_folder_that_is_a_file_is_told_with_its_remedy(monkeypatch, capsys, tmp_path):

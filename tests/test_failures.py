@@ -156,6 +156,18 @@ def test_a_group_of_few_images_has_no_interval(cases):
         assert (table[["dice_low", "dice_high"]].notna() == known).all(axis=None)
 
 
+def test_the_page_shows_a_row_a_group_and_a_column_a_model(cases):
+    table = failures.group_table(failures.add_group(failures.long_scores([cases]), "modality"))
+    page = failures.show_groups(table, "modality").data
+    assert list(page.columns) == ["test set", "modality", "images", *table["model"].unique()]
+    assert len(page) * 2 == len(table)
+    first = table[table["model"] == B].set_index("group").loc[page["modality"].iloc[0]]
+    assert page[B].iloc[0].startswith(f"{first['dice']:.3f} ({first['dice_low']:.3f} to ")
+    assert page[B].iloc[0].endswith(f"\n{first['missed']:.1%} missed")
+    lone = failures.show_groups(table.assign(dice_low=np.nan, missed=np.nan), "modality").data
+    assert lone[B].iloc[0] == f"{first['dice']:.3f}"
+
+
 def test_agreement_of_two_models_is_a_direct_count(cases):
     table = failures.agreement_table([cases], below=0.7).set_index(["model", "other"])
     fails = {name: cases.dice(name) < 0.7 for name in (A, B)}

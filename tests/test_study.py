@@ -72,6 +72,21 @@ def test_a_study_fills_the_ledger_to_the_column(finished):
     assert pair["low"] <= pair["difference"] <= pair["high"]
 
 
+def test_maps_that_a_run_does_not_keep_are_made_from_the_images_that_are_here(
+    finished, monkeypatch
+):
+    run = study.plan_runs(finished)[0]
+    kept = study.read_probs(run, "synthetic", finished)
+    (run.folder / "probs.npz").unlink()
+    np.testing.assert_allclose(study.read_probs(run, "synthetic", finished), kept, atol=1)
+    test = study.test_frames("synthetic", finished)
+    other = replace(test, images=255 - test.images)
+    monkeypatch.setattr(study, "test_frames", lambda *_: other)
+    again = study.read_probs(run, "synthetic", finished)
+    assert again.shape == kept.shape
+    assert np.abs(again.astype(int) - kept).max() > 1
+
+
 def test_a_failed_run_is_reported_and_does_not_stop_the_others(outputs, monkeypatch):
     plan = tiny_plan(image_size=48)  # LB-UNet needs multiples of 32
     failures = engines.run_study(plan, study.plan_runs(plan), jobs=2)

@@ -174,7 +174,10 @@ def command_audit(args: argparse.Namespace) -> int:
     from ultraseg_lib.data import audit, look_for_datasets
     from ultraseg_lib.paths import data_dir
 
-    report, wrong = audit.run(look_for_datasets(data_dir()))
+    found = look_for_datasets(data_dir())
+    if not found:
+        raise ValueError(f"no dataset at all below {data_dir()}")
+    report, wrong = audit.run(found)
     print(report)
     return int(bool(wrong))
 
@@ -211,10 +214,16 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
 def _tell_absent(runs: list["Run"]) -> None:
     """Say which runs cannot be trained for want of their dataset; raise ValueError if none can."""
     from ultraseg_lib.data import dataset_title
-    from ultraseg_lib.grid import absent_datasets
+    from ultraseg_lib.data.splits import MIXED
+    from ultraseg_lib.grid import absent_datasets, datasets_there
     from ultraseg_lib.paths import data_dir
 
     absent = absent_datasets(runs)
+    joined = any(run.dataset.partition("@")[0] == "mixed" for run in runs)
+    left_out = [name for name in MIXED if name not in datasets_there()] if joined else []
+    if left_out and "mixed" not in absent:
+        print(f"  mixed: joined without {', '.join(map(dataset_title, left_out))},"
+              f" not below {data_dir()}: not the mixed set of the record", flush=True)  # fmt: skip
     if not absent:
         return
     lack = [run for run in runs if run.dataset.partition("@")[0] in absent]

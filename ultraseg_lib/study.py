@@ -553,19 +553,21 @@ def pick_run(profile: Profile, model: str) -> Run:
 def read_probs(run: Run, test_set: str, profile: Profile | None = None) -> np.ndarray:
     """Return the probability maps (N, S, S) uint8 of a finished run, rows as in its scores.
 
-    The committed record keeps no maps: there they are made from the weights, once. Raises
-    FileNotFoundError for a run or dataset that is not there.
+    The committed record keeps no maps: there they are made from its weights and the images that are
+    here, once. Raises FileNotFoundError for a run or dataset that is not there.
     """
     kept = run.folder / "probs.npz"
     if kept.exists():
         with np.load(kept) as maps:
             if test_set in maps:
                 return maps[test_set]
-    made_by = hashlib.sha256(trained_weights(run).read_bytes()).hexdigest()[:12]
-    cache = outputs_dir("cache") / f"probs-{run.profile}-{run.run_id}-{test_set}-{made_by}.npy"
+    images = test_frames(test_set, profile or load_profile(run.profile)).images
+    made_by = hashlib.sha256(trained_weights(run).read_bytes())
+    made_by.update(np.ascontiguousarray(images))
+    name = f"probs-{run.profile}-{run.run_id}-{test_set}-{made_by.hexdigest()[:12]}.npy"
+    cache = outputs_dir("cache") / name
     if not cache.exists():
-        frames = test_frames(test_set, profile or load_profile(run.profile))
-        probs = predict_probs(load_trained(run), frames.images)
+        probs = predict_probs(load_trained(run), images)
         with whole_file(cache) as temporary:
             np.save(temporary, probs)
     return np.load(cache)

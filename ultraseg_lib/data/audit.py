@@ -270,8 +270,6 @@ def _report_mixed(found: Mapping[str, FoundDataset], duplicates: pd.DataFrame) -
 
 def run(found: Mapping[str, FoundDataset]) -> tuple[str, dict[str, str]]:
     """Audit the datasets that were found; return the report, and what is wrong in each that is not in it."""
-    if not found:
-        return "no dataset found: nothing to audit", {}
     masks, pictures, wrong = [], {}, {}
     for name, dataset in found.items():
         try:

@@ -113,8 +113,9 @@ def _open_images(files: list[Path], folder: Path) -> Source:
 def _read_images(paths: Iterable[Path]) -> Iterator[Shot | DataError]:
     for path in paths:
         try:
-            check_whole(path)
-            yield Shot(path.name, 1, path.stem, read_image(path))
+            pixels = read_image(path)
+            check_whole(path)  # after it: junk is told as junk, not as cut off
+            yield Shot(path.name, 1, path.stem, pixels)
         except DataError as error:
             yield error
         except OSError as error:

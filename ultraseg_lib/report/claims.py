@@ -800,7 +800,9 @@ def _so_far(found: Finding, needs: dict[str, list[str]]) -> Finding:
     verbs = {True: "holds on", False: "decided on", None: "measured on"}
     verb = "begun on" if found.evidence.startswith(TOO_LITTLE) else verbs[found.holds]
     titles = ", ".join(map(dataset_title, seen))
-    text = f"{verb} {len(seen)} of {len(datasets)} datasets ({titles}), {known} of {len(models)} models"
+    one = len(datasets) == 1
+    text = f"{verb} " + (titles if one else f"{len(seen)} of {len(datasets)} datasets ({titles})")
+    text += f", {known} of {len(models)} models" if len(models) > 1 else ""
     holds = None if found.holds else found.holds
     return found._replace(holds=holds, evidence=f"{text}: {found.evidence}")
 

@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
+from pandas.io.formats.style import Styler
 
 from ultraseg_lib import metrics
 from ultraseg_lib.report.cases import Cases
 from ultraseg_lib.report.figures import dataset_title, describe, model_style
 from ultraseg_lib.report.metric_figures import LEVELS
 from ultraseg_lib.report.overlays import EXTRA, LOST, OVERLAYS, legend_handles
-from ultraseg_lib.report.tables import FEW, error_bars, levels
+from ultraseg_lib.report.tables import FEW, cells, error_bars, levels
 from ultraseg_lib.study import Profile, Run
 
 HALF = LEVELS // 2  # probability 0.5 as stored
@@ -373,6 +374,25 @@ def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
     """
     table = _levels(grouped, ["test_set", "group", "model"])
     return table.assign(group=table["group"].str.partition("\n")[0])
+
+
+def show_groups(table: pd.DataFrame, key: str) -> Styler:
+    """Show a `group_table` on a notebook's page: a row a group, a column a model.
+
+    A cell tells the mean Dice, its interval, and below it the share of the polyps missed.
+    """
+
+    def tell(dice: float, low: float, high: float, missed: float) -> str:
+        interval = f" ({low:.3f} to {high:.3f})" if low == low else ""
+        return f"{dice:.3f}{interval}" + (f"\n{missed:.1%} missed" if missed == missed else "")
+
+    told = table.assign(
+        cell=cells(table, tell, "dice", "dice_low", "dice_high", "missed"),
+        **{"test set": table["test_set"].map(dataset_title), key: table["group"]},
+    )
+    wide = told.pivot(index=["test set", key, "images"], columns="model", values="cell")
+    wide = wide[table["model"].unique()].fillna("–").rename_axis(columns=None).reset_index()
+    return wide.style.hide().set_properties(**{"white-space": "pre-line"})
 
 
 def _lines_of_panels(groups: dict[str, int], width: int) -> list[list[str]]:
