@@ -92,9 +92,18 @@ def test_committed_splits_fit_the_real_datasets(real_data):
         assert add_split(found[name].table, name, scheme)["part"].notna().all()
 
 
-@pytest.mark.parametrize(("scheme", "seed"), [("random", 0), ("draw_2", 2), ("draw_3", 4)])
-def test_the_committed_draws_are_those_of_their_seeds(scheme, seed):
-    committed = read_split(split_path("kvasir_seg", scheme))
+@pytest.mark.parametrize(
+    ("dataset", "scheme", "seed"),
+    [
+        ("kvasir_seg", "random", 0),
+        ("kvasir_seg", "draw_2", 2),
+        ("kvasir_seg", "draw_3", 4),
+        ("cvc_clinicdb", "random", 0),
+        ("cvc_clinicdb", "draw_2", 2),
+    ],
+)
+def test_the_committed_draws_are_those_of_their_seeds(dataset, scheme, seed):
+    committed = read_split(split_path(dataset, scheme))
     table = pd.DataFrame({"image_id": committed.index, "center": "", "modality": ""})
     assert split_hash(committed) == split_hash(make_split(table, seed))
 
