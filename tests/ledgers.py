@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ultraseg_lib import metrics, study
+from ultraseg_lib import study
 from ultraseg_lib.data import Frames
 from ultraseg_lib.paths import write_json
 from ultraseg_lib.provenance import provenance
@@ -61,13 +61,10 @@ def write_run(run: Run, tests: dict[str, Frames], profile: Profile, seed: int) -
     """Write the folder of a run that was never trained."""
     probs = {name: fake_maps(frames.masks, seed) for name, frames in tests.items()}
     scored = [study.score_frames(run.run_id, n, tests[n], probs[n]) for n in tests]
-    pooled = {
-        name: metrics.batch_pooled_dice(probs[name] >= 128, frames.masks > 0, 4)
-        for name, frames in tests.items()
-    }
+    pooled = {name: study.batch_dice(probs[name], frames) for name, frames in tests.items()}
     run.folder.mkdir(parents=True)
     np.savez_compressed(run.folder / "probs.npz", **probs)
-    config = vars(run) | {"inputs": study.inputs_of(run, profile), "batch_pooled_dice": pooled}
+    config = vars(run) | {"inputs": study.inputs_of(run, profile), "batch_dice": pooled}
     write_json(run.folder / "config.json", config | {"provenance": provenance()})
     pd.concat(scored).to_csv(run.folder / "scores.csv", index=False)
 

@@ -370,10 +370,15 @@ def test_whole_sequences_are_drawn_to_judge_inflation():
         )
         for name in ("cvc_clinicdb", "cvc_clinicdb@sequence")
     }
-    chosen = sequences.loc[sequences["sequence"].isin(["2", "3", "4", "6"]), "image_id"]
-    few = runs["cvc_clinicdb@sequence"]
-    few = few[few["image_id"].isin(chosen)]
-    assert decide("sequences_do_not_matter", runs["cvc_clinicdb"], few).holds is None
+    kept = runs["cvc_clinicdb@sequence"].merge(sequences, on="image_id")
+    few = kept[kept["sequence"].isin(["2", "3", "4", "6"])]
+    lower = few["dice"] - np.where(few["sequence"].isin(["2", "3"]), 0.2, -0.15)
+    fall = claims.falls_by_video(
+        pd.concat([runs["cvc_clinicdb"], few.assign(dice=lower)[[*runs["cvc_clinicdb"]]]])
+    ).iloc[0]
+    assert (fall["frames"], fall["videos"]) == (few["image_id"].nunique(), 4)
+    assert fall["low"] == pytest.approx(-0.15)  # frames would tell, four videos do not
+    assert fall["high"] == pytest.approx(0.2)
     flat = [each.assign(dice=0.8) for each in runs.values()]
     both = [each.assign(model=name) for name in claims.OURS for each in flat]
     assert decide("sequences_do_not_matter", *both).holds is True

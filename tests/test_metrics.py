@@ -242,6 +242,9 @@ def test_views_and_images_that_are_not_square_work():
 # --- Sets of images -------------------------------------------------------------------------
 
 
+ODD_EVEN = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
 def test_pooled_dice_hides_a_missed_small_polyp():
     mask = np.stack([SQUARE, rectangle(50, 50, 4, 5)])
     pred = np.stack([SQUARE, EMPTY])
@@ -260,6 +263,22 @@ def test_batch_pooled_dice_follows_the_batches_in_list_order():
         batch_pooled_dice(pred[:0], mask[:0])
     with pytest.raises(ValueError, match="batch > 0"):
         batch_pooled_dice(pred, mask, batch=0)
+
+
+def test_batch_pooled_dice_over_random_orders_does_not_follow_the_list():
+    square = np.stack([SQUARE] * 8)
+    found = np.stack([SQUARE] * 4 + [EMPTY] * 4)  # the second half is missed
+    assert batch_pooled_dice(found, square) == 0.5
+    many = [
+        batch_pooled_dice(found[order], square, orders=500) for order in (slice(None), ODD_EVEN)
+    ]
+    exact = sum(  # of 8 images 4 share a batch, k of them found: hypergeometric
+        math.comb(4, k) * math.comb(4, 4 - k) / math.comb(8, 4)
+        * (2 * k / (4 + k) + 2 * (4 - k) / (8 - k)) / 2 for k in range(5)
+    )  # fmt: skip
+    assert many == pytest.approx([exact] * 2, abs=0.01)
+    assert batch_pooled_dice(found, square, batch=1, orders=5) == 0.5
+    assert batch_pooled_dice(found, square, batch=8, orders=5) == pooled_dice(found, square)
 
 
 def test_score_images_gives_the_columns_of_the_ledger():

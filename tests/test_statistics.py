@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
+from ultraseg_lib.statistics import bootstrap_interval, difference_interval, holm, paired_test
 
 
 def scores(*shape: int, seed: int = 0) -> np.ndarray:
@@ -66,7 +66,20 @@ def test_results_are_the_same_on_each_call():
 
 
 def test_one_image_says_nothing_of_a_difference():
-    assert paired_test([[0.9], [0.8]], [[0.5], [0.4]]) == pytest.approx((0.4, 0.4, 0.4, 1.0))
+    assert paired_test([[0.9], [0.8]], [[0.5], [0.4]]) == pytest.approx((0.4, 0.3, 0.5, 1.0))
+
+
+def test_seeds_of_two_models_are_drawn_apart_and_images_together():
+    rng = np.random.default_rng(0)
+    hard, a, b = rng.normal(0, 0.3, 400), rng.normal(0, 0.02, (6, 1)), rng.normal(0, 0.02, (4, 1))
+    mean, low, high = difference_interval(0.8 + a + hard, 0.7 + b + hard)
+    assert mean == pytest.approx(0.1 + a.mean() - b.mean())
+    error = (a.var(ddof=1) / 6 + b.var(ddof=1) / 4) ** 0.5  # hard images are hard for both
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    same = difference_interval(a + hard, a + hard)  # equal seeds are no pairs
+    assert same.low < -0.005 < 0.005 < same.high
+    with pytest.raises(ValueError, match="the same images"):
+        difference_interval(a + hard, hard[:3])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pytest
 from conftest import write_pair
 
 from ultraseg_lib import engines, metrics, study
+from ultraseg_lib.data import DataError
+from ultraseg_lib.data.splits import EXTERNAL, MIXED
 from ultraseg_lib.paths import PROFILES
 from ultraseg_lib.report import ablation, tables
 
@@ -133,6 +135,19 @@ def test_datasets_are_loaded_once_and_the_absent_are_named(outputs, monkeypatch)
     assert list(missing) == ["bkai_igh"]
     with pytest.raises(FileNotFoundError, match="BKAI"):
         study.load_datasets(replace(plan, datasets=["bkai_igh"]))
+
+
+def test_on_real_images_all_seven_are_looked_at_and_what_is_wrong_is_told(monkeypatch):
+    def load(name: str, profile: study.Profile) -> str:
+        if name == "etis_larib":
+            return "frames"
+        raise DataError("cut off") if name == "kvasir_seg" else FileNotFoundError("not there")
+
+    monkeypatch.setattr(study, "load_frames_of", load)
+    found, missing = study.load_datasets(study.load_profile("lite"))
+    assert found == {"etis_larib": "frames"}
+    assert set(missing) == {*MIXED, study.INSTRUMENTS, *EXTERNAL} - {"etis_larib"}
+    assert missing["kvasir_seg"] == "cut off"
 
 
 def test_a_record_that_lacks_a_run_is_not_trained(outputs, monkeypatch):

@@ -16,6 +16,7 @@ from ultraseg_lib import study, training
 from ultraseg_lib.data.loading import Batch, to_batch
 from ultraseg_lib.distillation import Distillation
 from ultraseg_lib.losses import deep_supervision_loss
+from ultraseg_lib.metrics import batch_pooled_dice
 from ultraseg_lib.models import Prediction, create_model
 from ultraseg_lib.report.figures import plot_history
 from ultraseg_lib.training import (
@@ -123,7 +124,12 @@ def test_the_history_tells_both_dices_of_the_epoch_that_is_kept(outputs):
     kept = pd.read_csv(run.folder / "history.csv").nlargest(1, "val_dice_per_batch").iloc[0]
     config = study.read_config(run)
     assert config["best_epoch"] == kept["epoch"]
-    assert config["batch_pooled_dice"]["synthetic"] == pytest.approx(kept["val_dice_per_batch"])
+    test = study.test_frames("synthetic", plan)
+    found = study.read_probs(run, "synthetic", plan) >= 128
+    listed = batch_pooled_dice(found, test.masks > 0)
+    scored = config["batch_dice"]["synthetic"]
+    assert scored["listed"] == listed == pytest.approx(kept["val_dice_per_batch"])
+    assert scored["any_order"] == pytest.approx(listed, abs=0.1)
     figure = plot_history(
         pd.read_csv(run.folder / "history.csv"), "val_dice_per_batch", config["best_epoch"], "t"
     )
@@ -162,6 +168,7 @@ def test_the_loss_of_a_variant_is_what_its_name_says():
         deep_supervision_loss(maps, batch.mask, batch.boundary, "released", double)
         for double in (False, True)
     )
+    as_written = deep_supervision_loss(maps, batch.mask, batch.boundary, "paper_text")
     regions, boundaries = sum(terms.regions), sum(terms.boundaries)
     assert regions.item() != pytest.approx(boundaries.item(), rel=0.05)  # told apart below
     for name, wanted in (
@@ -169,10 +176,12 @@ def test_the_loss_of_a_variant_is_what_its_name_says():
         ("no_boundary_loss", terms.main + regions),
         ("no_region_loss", terms.main + boundaries),
         ("double_sigmoid", twice.total),
+        ("paper_text_loss", as_written.total),
     ):
         recipe = replace(strong, **(VARIANTS[name].recipe if name else {}))
         assert task_loss(maps, batch, recipe).item() == pytest.approx(wanted.item())
     assert twice.total.item() != pytest.approx(terms.total.item(), rel=0.01)
+    assert as_written.main.item() != pytest.approx(terms.main.item(), rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["kd20", "kd_logits"])

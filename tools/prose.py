@@ -92,7 +92,21 @@ def readme_mixed() -> str:
         external.paper_table6().query("title == 'UNet-Base'").set_index("tested")["paper_dice"]
     )
     table = record.unseen_summary(record.committed_ledger())
-    return f"{table}\n\n{_base_line(printed[[*EXTERNAL]])}"
+    return f"{table}\n\n{_base_line(printed[[*EXTERNAL]])} {_by_image()}"
+
+
+def _by_image() -> str:
+    """Say what the shipped weights have alone, and what the authors' have, on unseen hospitals."""
+    authors = record.authors_levels().set_index("tested")["dice"]
+    shipped = record.card_scores(record.shipped_run("ultraseg_130k")).set_index("tested")["dice"]
+    ours, theirs = (
+        " and ".join(f"{dice[name]:.3f} on {dataset_title(name)}" for name in EXTERNAL)
+        for dice in (shipped, authors)
+    )
+    return (
+        f"Per image, the shipped weights of UltraSeg-130K alone, one seed, have {ours}; the weights"
+        f" that the authors publish, scored here, {theirs}."
+    )
 
 
 def _base_line(printed: pd.Series) -> str:
@@ -110,6 +124,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ahead": record.lead_summary,
     "mixed": readme_mixed,
     "own": lambda: record.own_results(record.committed_ledger()),
+    "authors": record.authors_results,
+    "orders": record.order_effects,
     "unseen": lambda: record.unseen_results(record.committed_ledger()),
     "elsewhere": lambda: record.elsewhere_results(record.committed_ledger()),
     "leads_told": record.leads_told,

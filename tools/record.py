@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tools.published import AUTHORS
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title, split_share
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, split_path
@@ -96,10 +97,10 @@ def own_summary(ledger: pd.DataFrame) -> str:
     rows = []
     for key, printed in levels.groupby(keys)["paper_dice"].first().items():
         per_batch = (
-            _per_batch(*part.loc[key, [BATCH, "seeds"]]) if key in part.index else "–"
+            _per_batch(*part.loc[key, [BATCH, "seeds"]]) if key in part.index else "not run"
             for part in (papers, harder)
         )
-        per_image = _cell(harder.loc[key], IMAGE) if key in harder.index else "–"
+        per_image = _cell(harder.loc[key], IMAGE) if key in harder.index else "not run"
         paper = "–" if pd.isna(printed) else f"{printed:.4f}"
         rows.append([dataset_title(key[0]), key[1], paper, *per_batch, per_image])
     head = ["dataset", "model", "paper", *BY_RULES, "the same per image (95 % interval)"]
@@ -112,13 +113,15 @@ def shipped_run(model: str) -> Run:
 
 
 def mixed_levels(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return `external.score_table` of both UltraSegs on unseen datasets, with paper_dice (Table 6).
+    """Return `external.score_table` of whole models on unseen datasets, with paper_dice (Table 6).
 
-    Of the training on the mixed set from which the weights are shipped, all its seeds.
+    Of the training on the mixed set from which the weights are shipped, all its seeds; and of other
+    models that were trained alike.
     """
-    alike = ["model", "dataset", "recipe", "protocol", "epochs"]
+    alike = ["dataset", "recipe", "protocol", "epochs"]
     settings = [{key: getattr(shipped_run(model), key) for key in alike} for model in OURS]
-    scores = external.score_table(external.by_tested(ledger.merge(pd.DataFrame(settings))))
+    trained = tables.whole_models(ledger).merge(pd.DataFrame(settings).drop_duplicates())
+    scores = external.score_table(external.by_tested(trained))
     return scores[scores["tested"].isin(EXTERNAL)].merge(_papers_levels(), "left")
 
 
@@ -146,7 +149,40 @@ def unseen_results(ledger: pd.DataFrame) -> str:
     """Return the runs on the mixed set beside Table 6 of the paper."""
     levels = _on_unseen(ledger)[0].merge(_papers_levels(), "left")
     levels = levels.sort_values(["tested", "dice"], ascending=[True, False])
-    return as_markdown(_beside_paper(levels), ["tested", *COMPARED], READ | APART)
+    return as_markdown(_beside_paper(levels), ["tested", *COMPARED, "hd95"], READ | APART)
+
+
+def authors_levels() -> pd.DataFrame:
+    """Return `published.authors_scores` as committed, with paper_dice of the mixed training (Table 6)."""
+    table = pd.read_csv(outputs_dir("reference") / AUTHORS)
+    printed = external.paper_table6().query("title == 'UltraSeg-130K'")
+    return table.merge(printed[["tested", "paper_dice"]], "left")
+
+
+def authors_results() -> str:
+    """Return how the authors' published weights score here."""
+    columns = {
+        "tested": READ["tested"], "trained": ("trained on it", lambda seen: "yes" if seen else "no"),
+        "images": READ["images"], IMAGE: READ[IMAGE], "any_order": READ[BATCH],
+        "listed": ("the same in the order of the list", LEVEL), "paper_dice": READ["paper_dice"],
+        "miss_rate": READ["miss_rate"], "hd95": READ["hd95"],
+    }  # fmt: skip
+    return as_markdown(authors_levels(), columns, columns)
+
+
+def order_effects() -> str:
+    """Return what random orders of the images add to the Dice per batch of 4 of the list's order."""
+    dice = {
+        (run.run_id, name): each["any_order"] - each["listed"]
+        for run in study.finished_runs("reference")
+        for name, each in study.read_config(run)["batch_dice"].items()
+    }
+    added = pd.Series(dice).groupby(level=1).agg(["size", "mean", "min", "max"])
+    rows = (
+        [dataset_title(name), f"{row['size']:.0f}", *(f"{row[key]:+z.3f}" for key in ("mean", "min", "max"))]
+        for name, row in added.loc[_in_order(added.index)].iterrows()
+    )  # fmt: skip
+    return markdown_table(["tested on", "runs", "mean", "from", "to"], rows)
 
 
 def elsewhere_results(ledger: pd.DataFrame) -> str:
@@ -169,12 +205,14 @@ def elsewhere_results(ledger: pd.DataFrame) -> str:
 
 @cache  # for each of the three tables below
 def _leads() -> pd.DataFrame:
-    """Compare each UltraSeg with each other model that was trained alike, on every test set.
+    """Compare each UltraSeg with each other model that was trained alike, and 130K with 108K.
+
+    On every test set.
 
     Columns: those of `tables.compare_pairs`, and side: ahead or behind where the interval leaves
     out zero, else undecided.
     """
-    pairs = [(ours, other) for ours in OURS for other in MODELS if other not in OURS]
+    pairs = [OURS, *((ours, other) for ours in OURS for other in MODELS if other not in OURS)]
     ledger = external.by_tested(tables.whole_models(committed_ledger()))
     table = tables.compare_pairs(ledger, pairs, external.ALIKE)
     side = np.select([table["low"] > 0, table["high"] < 0], SIDES[:2], SIDES[2])
@@ -241,8 +279,9 @@ def lead_rows() -> pd.DataFrame:
     """Return UltraSeg-130K's lead over the models of `SMALL`: dataset, other, printed, again and harder.
 
     Dice per batch of 4 on the own test part, of the paper and by `RULES` (the seeds that both
-    models have; NaN where not run). Columns again_elsewhere and harder_elsewhere: on how many of the
-    other test sets it is ahead and behind, per image, in words.
+    models have; NaN where not run). With _seeds behind its name: how many seeds; with _side: ahead,
+    behind or undecided, per image; with _elsewhere: on how many of the other test sets it is ahead
+    and behind, per image, in words.
     """
     table = _small_leads().query("model == @OURS[0] and dataset in @BOTH")
     table = tables.settled(table, ["recipe", "dataset", "baseline", "tested"])
@@ -258,6 +297,8 @@ def lead_rows() -> pd.DataFrame:
     columns = {"printed": printed}
     for name, rule in RULES.items():
         columns[name] = ahead.loc[rule].reindex(places)
+        for each in ("seeds", "side"):
+            columns[f"{name}_{each}"] = own.loc[rule, each].reindex(places)
         columns[f"{name}_elsewhere"] = elsewhere.loc[rule].reindex(places)
     return pd.DataFrame(columns, index=places).reset_index()
 
@@ -268,11 +309,18 @@ def _counts(sides: pd.Series) -> str:
     return f"{', '.join(told) or 'undecided on all'} of {len(sides)}"
 
 
+def _lead_words(lead: float, seeds: int, side: str) -> str:
+    return f"{lead:+z.3f}, {side} ({tables.seed_words(seeds)})"
+
+
 def lead_summary() -> str:
     """Return `lead_rows` as a table."""
     columns = {
         "dataset": READ["dataset"], "other": ("ahead of", model_title), "printed": ("paper", SIGNED),
-        **{name: (words, SIGNED) for name, words in zip(RULES, BY_RULES, strict=True)},
+        **{
+            f"{name} {name}_seeds {name}_side": (words, _lead_words)
+            for name, words in zip(RULES, BY_RULES, strict=True)
+        },
         **{f"{name}_elsewhere": (f"on other datasets, `{rule[0]}`", "{}") for name, rule in RULES.items()},
     }  # fmt: skip
     return as_markdown(lead_rows(), columns, columns)

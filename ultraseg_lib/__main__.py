@@ -223,7 +223,7 @@ def _tell_absent(runs: list["Run"]) -> None:
     left_out = [name for name in MIXED if name not in datasets_there()] if joined else []
     if left_out and "mixed" not in absent:
         print(f"  mixed: joined without {', '.join(map(dataset_title, left_out))},"
-              f" not below {data_dir()}: not the mixed set of the record", flush=True)  # fmt: skip
+              f" not below {data_dir()}", flush=True)  # fmt: skip
     if not absent:
         return
     lack = [run for run in runs if run.dataset.partition("@")[0] in absent]

@@ -41,7 +41,10 @@ def number(notebook: Path) -> int:
 
 
 def find_notebooks(only: str | None = None, start: str | None = None) -> list[Path]:
-    """Return the notebooks in order: all, the one numbered ``only``, or those from ``start`` on."""
+    """Return the notebooks in order: all, the one numbered ``only``, or those from ``start`` on.
+
+    Raises ValueError where both are given, or a number that no notebook has.
+    """
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     numbers = [number(path) for path in found]
     if only and start:

@@ -56,22 +56,28 @@ SCORE_COLUMNS = (
     "precision", "recall", "hd95", "hd95_mask", "detected",
 )  # fmt: skip
 COMMITS = "commits.json"  # of an unfinished run
+INSTRUMENTS = "kvasir_instrument"  # the paper's control: instruments, no polyps
 RELEASED_BATCH = 4  # the batch over which the released code pools Dice
+ORDERS = 1000  # random orders of the images over which that Dice is averaged
 
 
 # --- frames ---------------------------------------------------------------------------------------
 
 
 def load_datasets(profile: Profile) -> tuple[dict[str, Frames], dict[str, str]]:
-    """Return the frames of the profile's datasets, each once, and why each other is not here.
+    """Return the frames of every dataset to look at, each once, and why each other is not here.
 
-    Raises FileNotFoundError where none is here.
+    A profile on generated images has its own; one on real images those that it trains on and all
+    seven of the paper. Raises FileNotFoundError where none is here.
     """
     found, missing = {}, {}
-    for name in dict.fromkeys(each.partition("@")[0] for each in profile.datasets):
+    names = [each.partition("@")[0] for each in profile.datasets]
+    if profile.generated is None:
+        names = [*(name for name in names if name != "mixed"), *MIXED, INSTRUMENTS, *EXTERNAL]
+    for name in dict.fromkeys(names):
         try:
             found[name] = load_frames_of(name, profile)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, data.DataError) as error:
             missing[name] = str(error)
     if not found:
         raise FileNotFoundError("\n".join(missing.values()))
@@ -406,7 +412,7 @@ def _train(
         "images": {"train": len(frames.train), "val": len(frames.val)},
         "best_epoch": trainer.best_epoch,
         "minutes": round(sum(row["seconds"] for row in trainer.history) / 60, 2),
-        "batch_pooled_dice": {},
+        "batch_dice": {},
         "provenance": made_by | {"commits": commits, "finished": now()},
     }
 
@@ -448,14 +454,26 @@ def score_frames(run_id: str, test_set: str, frames: Frames, probs: np.ndarray) 
     return scores[list(SCORE_COLUMNS)]
 
 
+def batch_dice(probs: np.ndarray, frames: Frames) -> dict[str, float]:
+    """Return the released Dice (see `metrics.batch_pooled_dice`) of probability maps (N, H, W) uint8.
+
+    ``any_order``: the mean over random orders of the frames, which all tables show; ``listed``: in
+    the order of the list, which is by name.
+    """
+    found, masks = probs >= 128, frames.masks > 0
+    return {
+        name: metrics.batch_pooled_dice(found, masks, RELEASED_BATCH, orders)
+        for name, orders in (("any_order", ORDERS), ("listed", 0))
+    }
+
+
 def _score(run: Run, tests: dict[str, Frames], config: dict[str, Any]) -> None:
     """Score the best epoch on more test sets and write the run's files, ``scores.csv`` last."""
     model = build_model(run.model, run.folder / "weights.safetensors").to(pick_device())
     probs = {name: predict_probs(model, frames.images) for name, frames in tests.items()}
     scores = [score_frames(run.run_id, name, tests[name], probs[name]) for name in tests]
     for name, frames in tests.items():
-        pooled = metrics.batch_pooled_dice(probs[name] >= 128, frames.masks > 0, RELEASED_BATCH)
-        config["batch_pooled_dice"][name] = pooled
+        config["batch_dice"][name] = batch_dice(probs[name], frames)
     earlier = run.folder / "probs.npz"
     if earlier.exists():
         with np.load(earlier) as kept:
@@ -577,13 +595,16 @@ def read_ledger(profile: str) -> pd.DataFrame:
     """Return every image's scores of every complete run, with the run's settings as columns.
 
     Columns: those of ``scores.csv``, then model, dataset, recipe, protocol, epochs, seed,
-    batch_pooled_dice (of the row's test set). Empty, with these columns, where no run is done.
+    batch_pooled_dice (of the row's test set, in any order: see `batch_dice`). Empty, with these
+    columns, where no run is done.
     """
     keys = ["model", "dataset", "recipe", "protocol", "epochs", "seed"]
     tables = []
     for run in finished_runs(profile):
         config, table = read_config(run), read_scores(run)
-        pooled = table["test_set"].map(config["batch_pooled_dice"])
+        pooled = table["test_set"].map(
+            {k: d["any_order"] for k, d in config.get("batch_dice", {}).items()}
+        )
         tables.append(table.assign(**{k: config[k] for k in keys}, batch_pooled_dice=pooled))
     if not tables:
         return pd.DataFrame(columns=[*SCORE_COLUMNS, *keys, "batch_pooled_dice"])

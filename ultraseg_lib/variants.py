@@ -35,6 +35,7 @@ VARIANTS = {
     "no_region_loss": Variant("no region loss", recipe={"region_weight": 0.0}),
     "double_sigmoid": Variant("double sigmoid", recipe={"double_sigmoid": True}),
     "morphological_edges": Variant("morphological edges", recipe={"edges": "morphological"}),
+    "paper_text_loss": Variant("loss as the text has it", recipe={"loss_form": "paper_text"}),
     # Recipe "paper" with all in which the released code's training differs, faults included: see
     # outputs/reference/README.md. That code counts the best epoch too, so that nine more end a run.
     "as_released": Variant(

@@ -76,7 +76,7 @@ AS_WRITTEN = "ultraseg_108k+edb_as_written"
 IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
 # Of each model, below which a difference between trainings decides nothing: by two, models that are
-# alike would be told apart in one case of five (notebook 12 counts).
+# alike would be told apart in one case of eight (notebook 12 counts).
 SEEDS = 3
 FRAMES = 30  # of a kind, below which they decide nothing
 JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table
@@ -338,36 +338,45 @@ def _sequences_do_not_matter(e: Evidence, stated: dict[str, Any]) -> Finding:
 def falls_by_video(scores: pd.DataFrame) -> pd.DataFrame:
     """Return by how much the Dice on ClinicDB falls where the split keeps every video whole.
 
-    ``scores``: of `own_scores`. Columns: recipe, protocol, epochs, then JUDGED; the interval (95 %)
-    draws seeds and whole videos.
+    Compared on the frames that both test parts hold. ``scores``: of `own_scores`. Columns: recipe,
+    protocol, epochs, then JUDGED, then the numbers of frames, videos and seeds compared; the
+    interval (95 %) draws whole videos, the same for both splits, and the seeds of either.
     """
     scores = scores.merge(_sequences(), on="image_id")
     rows, keys = [], ["recipe", "protocol", "epochs", "model"]
     for key, group in scores.groupby(keys):
-        rng = np.random.default_rng(0)  # anew: a row does not depend on those before it
         parts = [group[group["dataset"] == f"cvc_clinicdb{s}"] for s in ("", "@sequence")]
-        if min(map(len, parts)):
+        shared = set(parts[0]["image_id"]) & set(parts[1]["image_id"])
+        if shared:
+            parts = [part[part["image_id"].isin(shared)] for part in parts]
             change = parts[0]["dice"].mean() - parts[1]["dice"].mean()
-            drawn = np.subtract(*(_draw_sequences(part, rng) for part in parts))
             seeds = min(part["seed"].nunique() for part in parts)
-            name = f"{model_title(key[-1])}, {key[0]} {key[1]} e{key[2]}, seeds: {seeds}, the Dice falls by"
-            interval = np.quantile(drawn, [0.025, 0.975])
-            rows.append((*key[:3], name, "cvc_clinicdb", key[3], change, *interval, seeds >= SEEDS))
-    return pd.DataFrame(rows, columns=[*keys[:3], *JUDGED])
+            videos = parts[0]["sequence"].nunique()
+            name = (
+                f"{model_title(key[-1])}, {key[0]} {key[1]} e{key[2]}, seeds: {seeds}, {len(shared)}"
+                f" frames of {videos} videos that both splits test on, the Dice falls by"
+            )
+            interval = np.quantile(_draw_videos(*parts), [0.025, 0.975])
+            rows.append((*key[:3], name, "cvc_clinicdb", key[3], change, *interval, seeds >= SEEDS,
+                         len(shared), videos, seeds))  # fmt: skip
+    return pd.DataFrame(rows, columns=[*keys[:3], *JUDGED, "frames", "videos", "seeds"])
 
 
-def _draw_sequences(scores: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Return bootstrap means of the Dice: frames of a video are alike, so whole videos are drawn.
+def _draw_videos(one: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
+    """Return bootstrap means of the difference on the same frames: those of a video are alike.
 
-    Seeds are drawn as in `bootstrap_interval`.
+    Seeds are drawn as in `statistics.difference_interval`.
     """
-    by_video = scores.groupby(["seed", "sequence"])["dice"].agg(["sum", "size"]).unstack()
-    sums, sizes = (by_video[name].to_numpy() for name in ("sum", "size"))  # (seeds, videos)
-    seeds, videos = (
-        rng.multinomial(drawn, np.full(n, 1 / n), 9999)
-        for n, drawn in zip(sums.shape, (seeds_drawn(len(sums)), sums.shape[1]), strict=True)
-    )
-    return ((seeds @ sums) * videos).sum(axis=1) / ((seeds @ sizes) * videos).sum(axis=1)
+    rng = np.random.default_rng(0)  # anew: a row does not depend on those before it
+    sizes = one.groupby("sequence")["image_id"].nunique().to_numpy()
+    videos = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), 9999)
+    means = []
+    for part in (one, other):
+        sums = part.groupby(["seed", "sequence"])["dice"].sum().unstack().to_numpy()
+        drawn = seeds_drawn(len(sums))
+        seeds = rng.multinomial(drawn, np.full(len(sums), 1 / len(sums)), 9999)
+        means.append(((seeds @ sums) * videos).sum(axis=1) / (videos @ sizes) / drawn)
+    return means[0] - means[1]
 
 
 def _runs(scores: pd.DataFrame, *datasets: str) -> tuple[str, ...]:

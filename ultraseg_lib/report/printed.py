@@ -165,6 +165,12 @@ def _frames_a_second_fit(stated: dict[str, Any]) -> Finding:
 
 
 @_decides
+def _footnote_fits(stated: dict[str, Any]) -> Finding:
+    fps = printed_table(4)["single_fps"]["LB-UNet"]
+    return Finding(bool(fps == stated["fps"]), f"Table 4 prints {fps} a second")
+
+
+@_decides
 def _limit_from_thirty_fps(stated: dict[str, Any]) -> Finding:
     fps = printed_table(4)["single_fps"][_printed_counts().parameters >= stated["limit"]]
     fast = fps[fps >= stated["fps"]]
