@@ -81,14 +81,17 @@ def test_short_table_of_the_front_page_repeats_the_long_one():
     for row in short:
         for recipe, protocol in (("paper", "released"), ("strong", "clean")):
             same = long.get((row["dataset"], row["model"], recipe, protocol))
-            per_batch, _, seeds = row[f"ours, `{recipe}` and `{protocol}`"].partition(" ")
-            assert per_batch == (same["Dice per batch of 4"] if same else "–")
-            several = same is not None and same["seeds"] != "1"
+            cell = row[f"ours, `{recipe}` and `{protocol}`"]
+            if same is None:
+                assert cell == "not run"
+                continue
+            per_batch, _, seeds = cell.partition(" ")
+            assert per_batch == same["Dice per batch of 4"]
+            several = same["seeds"] != "1"
             assert seeds == (f"(mean of {same['seeds']} seeds)" if several else "")
-            if same is not None:
-                assert row["paper"] == same["paper"]
-                name = "Dice per image (95 % interval)"
-                assert protocol == "released" or row[f"the same {name[5:]}"] == same[name]
+            assert row["paper"] == same["paper"]
+            name = "Dice per image (95 % interval)"
+            assert protocol == "released" or row[f"the same {name[5:]}"] == same[name]
 
 
 def test_front_page_tells_the_training_of_the_shipped_weights_of_the_mixed_set():
@@ -136,8 +139,9 @@ def test_where_it_is_ahead_is_told_as_the_intervals_have_it():
             assert name in sides[side].split(", ") or 0.0 in (abs(low), abs(high))  # rounded
 
 
-def test_front_page_counts_where_it_is_ahead_on_other_datasets():
+def test_front_page_counts_where_it_is_ahead_and_says_its_side_at_home():
     rules = {"paper": "paper, 100, released", "strong": "strong, "}
+    protocols = {"paper": "released", "strong": "clean"}
     told = table_of(block("leads_told"))
     for row in table_of(block("ahead", "README.md")):
         for recipe, setting in rules.items():
@@ -147,10 +151,42 @@ def test_front_page_counts_where_it_is_ahead_on_other_datasets():
                 and each["trained on"] == row["dataset"]
                 and each["recipe, epochs, protocol"].startswith(setting)
             )  # fmt: skip
+            home = re.fullmatch(
+                r"[+-]0\.\d{3}, (\w+) \((\d) seeds?\)", row[f"ours, `{recipe}` and `{protocols[recipe]}`"]
+            )  # fmt: skip
+            assert row["dataset"] in same[home[1]].split(", ")
+            assert home[2] == same["seeds"]
             for side in ("ahead", "behind"):
                 others = set(same[side].split(", ")) - {row["dataset"], "none"}
                 found = re.search(rf"{side} on (\d)", row[f"on other datasets, `{recipe}`"])
                 assert len(others) == (int(found[1]) if found else 0)
+
+
+def test_both_ultrasegs_are_compared_on_every_test_set():
+    rows = table_of(block("leads"))
+    pair = [row for row in rows if row["models"] == "UltraSeg-130K − UltraSeg-108K"]
+    assert {row["trained on"] for row in pair} >= {"Kvasir-SEG", "CVC-ClinicDB", "PolypGen"}
+    assert all("(" in row["BKAI-IGH NeoPolyp"] for row in pair)
+
+
+def test_the_order_of_the_list_is_told_beside_random_orders():
+    rows = {row["tested on"]: row for row in table_of(block("orders"))}
+    runs = study.finished_runs("reference")
+    dice = [study.read_config(run)["batch_dice"]["etis_larib"] for run in runs]
+    added = [each["any_order"] - each["listed"] for each in dice]
+    row = rows["ETIS-LaribPolypDB"]
+    assert row["runs"] == str(len(runs))
+    told = [float(row[name]) for name in ("mean", "from", "to")]
+    assert told == pytest.approx([np.mean(added), min(added), max(added)], abs=6e-4)
+    assert told[0] > 0.02  # neighbours in that list are frames of one video
+
+
+def test_the_authors_weights_stand_beside_what_the_paper_prints():
+    rows = {row["tested on"]: row for row in table_of(block("authors"))}
+    assert [row["trained on it"] for row in rows.values()] == ["yes"] * 3 + ["no"] * 2
+    assert rows["ETIS-LaribPolypDB"]["paper"] == "0.6821"
+    assert rows["Kvasir-SEG"]["paper"] == "–"  # the paper prints the mixed set as a whole
+    assert rows["BKAI-IGH NeoPolyp"]["images"] == "1000"
 
 
 def test_steps_of_the_ladder_stand_beside_the_printed_ones():

@@ -17,7 +17,11 @@ from tools.published import (
     published_state,
     to_one_logit,
 )
+from tools.record import authors_levels
+from ultraseg_lib import study
+from ultraseg_lib.metrics import dice_score
 from ultraseg_lib.models import Prediction, create_model
+from ultraseg_lib.training import predict_probs
 
 REFERENCE = Path(__file__).parents[1].parent / "shared" / "reference"
 pytestmark = pytest.mark.skipif(
@@ -81,3 +85,13 @@ def test_released_weights_become_one_logit() -> None:
     with torch.no_grad():
         logits = model(published_image()).logits.numpy()
     np.testing.assert_allclose(logits, polyp - background, rtol=1e-4, atol=2e-4)
+
+
+def test_the_authors_weights_score_as_committed(real_data, committed_outputs) -> None:
+    model = create_model("ultraseg_130k").eval()
+    file = REFERENCE / "ultraseg_130k_released_weights.npz"
+    model.load_state_dict(to_one_logit(published_state(file, ULTRASEG)))
+    test = study.test_frames("etis_larib", study.load_profile("reference"))
+    dice = dice_score(predict_probs(model, test.images) >= 128, test.masks > 0)
+    committed = authors_levels().set_index("tested")["dice"]
+    assert dice.mean() == pytest.approx(committed["etis_larib"], abs=1e-3)

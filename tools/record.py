@@ -229,7 +229,7 @@ def _small_leads() -> pd.DataFrame:
 def _in_order(tested: Iterable[str]) -> list[str]:
     """Return test sets in the order of the paper's tables, those of hospitals unseen last."""
     order = (*MIXED, "mixed", *EXTERNAL)
-    return sorted(set(tested), key=lambda name: order.index(name.partition("@")[0]))
+    return sorted(set(tested), key=lambda name: (order.index(name.partition("@")[0]), name))
 
 
 PAIR = ["model", "baseline", "dataset", "recipe", "epochs", "protocol", "seeds"]
@@ -286,8 +286,8 @@ def lead_rows() -> pd.DataFrame:
     table = _small_leads().query("model == @OURS[0] and dataset in @BOTH")
     table = tables.settled(table, ["recipe", "dataset", "baseline", "tested"])
     rules = ["recipe", "protocol", "dataset", "baseline"]
-    own = table[table["tested"] == table["dataset"]].set_index(rules)
-    ahead = (own["batch_a"] - own["batch_b"]).sort_index()
+    own = table[table["tested"] == table["dataset"]].set_index(rules).sort_index()
+    ahead = own["batch_a"] - own["batch_b"]
     elsewhere = table[table["tested"] != table["dataset"]].groupby(rules)["side"].apply(_counts)
     places = pd.MultiIndex.from_product([BOTH, SMALL], names=["dataset", "other"])
     paper = tables.paper_table3().set_index(["dataset", "title"])["paper_dice"]
