@@ -34,15 +34,19 @@ def plot_areas(shares: dict[str, np.ndarray]) -> Figure:
     axes.xaxis.set_major_formatter(
         lambda value, _: f"{value:.1%}" if value < 0.01 else f"{value:.0%}"
     )
-    axes.legend(loc="upper left", fontsize="small")
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     return figure
 
 
 def plot_positions(masks: dict[str, np.ndarray]) -> Figure:
     """Show where polyps lie: the mean mask of each dataset, (N, S, S) in, share of images out."""
-    figure, grid = plt.subplots(1, len(masks), figsize=(5.5 * len(masks), 4.8), squeeze=False)
-    for axes, (name, stack) in zip(grid.flat, masks.items(), strict=True):
+    columns = min(len(masks), 3)
+    lines = -(-len(masks) // columns)
+    size = (5.5 * columns, 4.8 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    for axes in grid.flat[len(masks) :]:
+        axes.remove()
+    for axes, (name, stack) in zip(grid.flat, masks.items(), strict=False):
         share = 100 * (stack > 0).mean(axis=0)
         shown = axes.imshow(share, cmap="cividis", vmin=0)
         axes.set_title(dataset_title(name).replace(" (", "\n("))
