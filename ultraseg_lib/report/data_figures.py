@@ -4,6 +4,7 @@ Every function returns a matplotlib Figure and shows nothing by itself.
 """
 
 from collections.abc import Mapping
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,18 +24,20 @@ PART_COLOURS = dict(zip(PARTS, (PALETTE[0], PALETTE[2], PALETTE[1]), strict=True
 
 def plot_areas(shares: dict[str, np.ndarray]) -> Figure:
     """Show how large polyps are: the share of the image, on a logarithmic axis, by dataset."""
-    figure, axes = plt.subplots(figsize=(9, 5))
+    figure, axes = plt.subplots(figsize=(9, 5.5))
     edges = np.geomspace(0.001, 1, 25)
-    for (name, share), colour in zip(shares.items(), PALETTE, strict=False):
+    lines = zip(shares.items(), PALETTE, cycle(("-", "--", ":")), strict=False)
+    for (name, share), colour, line in lines:
         label = f"{dataset_title(name)}, n = {np.count_nonzero(share)}"
         weights = np.full(np.count_nonzero(share), 100 / max(1, np.count_nonzero(share)))
         axes.hist(share[share > 0], edges, weights=weights, histtype="step", lw=3, color=colour,
-                  label=label)  # fmt: skip
+                  ls=line, label=label)  # fmt: skip
     axes.set(xscale="log", xlabel="polyp area (share of the image)", ylabel="images (%)")
     axes.xaxis.set_major_formatter(
         lambda value, _: f"{value:.1%}" if value < 0.01 else f"{value:.0%}"
     )
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+    columns = min(len(shares), 2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=columns, fontsize="small")
     return figure
 
 
