@@ -119,8 +119,11 @@ def mixed_levels(ledger: pd.DataFrame) -> pd.DataFrame:
     models that were trained alike.
     """
     alike = ["dataset", "recipe", "protocol", "epochs"]
-    settings = [{key: getattr(shipped_run(model), key) for key in alike} for model in OURS]
-    trained = tables.whole_models(ledger).merge(pd.DataFrame(settings).drop_duplicates())
+    shipped = [shipped_run(model) for model in OURS]
+    ours = pd.DataFrame([{key: getattr(run, key) for key in ["model", *alike]} for run in shipped])
+    ledger = tables.whole_models(ledger)
+    others = ledger[~ledger["model"].isin(OURS)].merge(ours[alike].drop_duplicates())
+    trained = pd.concat([ledger.merge(ours), others])
     scores = external.score_table(external.by_tested(trained))
     return scores[scores["tested"].isin(EXTERNAL)].merge(_papers_levels(), "left")
 
@@ -175,7 +178,7 @@ def order_effects() -> str:
     dice = {
         (run.run_id, name): each["any_order"] - each["listed"]
         for run in study.finished_runs("reference")
-        for name, each in study.read_config(run)["batch_dice"].items()
+        for name, each in study.read_config(run).get("batch_dice", {}).items()
     }
     added = pd.Series(dice).groupby(level=1).agg(["size", "mean", "min", "max"])
     rows = (
@@ -205,9 +208,7 @@ def elsewhere_results(ledger: pd.DataFrame) -> str:
 
 @cache  # for each of the three tables below
 def _leads() -> pd.DataFrame:
-    """Compare each UltraSeg with each other model that was trained alike, and 130K with 108K.
-
-    On every test set.
+    """Compare each UltraSeg with each other model trained alike, and 130K with 108K, on every test set.
 
     Columns: those of `tables.compare_pairs`, and side: ahead or behind where the interval leaves
     out zero, else undecided.
@@ -546,7 +547,7 @@ Trained on, with what is known of each licence; the weights follow it.{absent}
 
 ## Scores
 
-One model, one seed; the intervals draw the test images anew, not the training. `precision` and `recall`: of pixels, means over images. `missed`: of the images with a polyp, those of which no pixel was found. `false alarms`: of the images without one, those in which it painted some.
+One model, one seed; the intervals draw the test images anew, not the training. `precision` and `recall`: of pixels, means over images. `missed`: of the images with a polyp, those of which no pixel was found. `false alarms`: of the images without one, those in which it painted some. `Dice per batch of 4`: the mean over random orders of the images.
 
 {scores}
 

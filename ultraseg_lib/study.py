@@ -473,7 +473,7 @@ def _score(run: Run, tests: dict[str, Frames], config: dict[str, Any]) -> None:
     probs = {name: predict_probs(model, frames.images) for name, frames in tests.items()}
     scores = [score_frames(run.run_id, name, tests[name], probs[name]) for name in tests]
     for name, frames in tests.items():
-        config["batch_dice"][name] = batch_dice(probs[name], frames)
+        config.setdefault("batch_dice", {})[name] = batch_dice(probs[name], frames)
     earlier = run.folder / "probs.npz"
     if earlier.exists():
         with np.load(earlier) as kept:
@@ -595,8 +595,8 @@ def read_ledger(profile: str) -> pd.DataFrame:
     """Return every image's scores of every complete run, with the run's settings as columns.
 
     Columns: those of ``scores.csv``, then model, dataset, recipe, protocol, epochs, seed,
-    batch_pooled_dice (of the row's test set, in any order: see `batch_dice`). Empty, with these
-    columns, where no run is done.
+    batch_pooled_dice (of the row's test set, in any order: see `batch_dice`; NaN for a run that was
+    scored before there was such a number). Empty, with these columns, where no run is done.
     """
     keys = ["model", "dataset", "recipe", "protocol", "epochs", "seed"]
     tables = []

@@ -65,7 +65,7 @@ from ultraseg_lib.report.tables import (
     settled,
     settled_runs,
 )
-from ultraseg_lib.statistics import bootstrap_interval, seeds_drawn
+from ultraseg_lib.statistics import difference_interval, seeds_drawn
 from ultraseg_lib.training import WEIGHT_COLUMN
 from ultraseg_lib.variants import model_title
 
@@ -349,6 +349,8 @@ def falls_by_video(scores: pd.DataFrame) -> pd.DataFrame:
         shared = set(parts[0]["image_id"]) & set(parts[1]["image_id"])
         if shared:
             parts = [part[part["image_id"].isin(shared)] for part in parts]
+            for part in parts:
+                dice_by_seed(part)  # raises where its seeds were scored on different images
             change = parts[0]["dice"].mean() - parts[1]["dice"].mean()
             seeds = min(part["seed"].nunique() for part in parts)
             videos = parts[0]["sequence"].nunique()
@@ -650,10 +652,18 @@ def _mixed_beats_single(e: Evidence, stated: dict[str, Any]) -> Finding:
 @_decides
 def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Finding:
     small, large = (_gains(e, name) for name in ("ultraseg_130k", "unet_base"))
-    both = {keys: _in_both(small[keys], large[keys]) for keys in small.keys() & large.keys()}
-    rows = [(f"UltraSeg-130K − UNet-Base, {dataset_title(keys[2])}, {keys[0]}, seeds: {len(gain)},",
-             keys[2], "ultraseg_130k", *bootstrap_interval(gain.to_numpy()), len(gain) >= SEEDS)
-            for keys, gain in both.items() if gain.size]  # fmt: skip
+    rows = []
+    for keys in sorted(small.keys() & large.keys()):
+        images = small[keys].columns.intersection(large[keys].columns)
+        gains = [each[keys][images].to_numpy() for each in (small, large)]
+        if all(gain.size for gain in gains):
+            seeds = min(map(len, gains))
+            name = (
+                f"UltraSeg-130K − UNet-Base, {dataset_title(keys[2])}, {keys[0]}, seeds: {seeds},"
+            )
+            rows.append(
+                (name, keys[2], "ultraseg_130k", *difference_interval(*gains), seeds >= SEEDS)
+            )
     table = pd.DataFrame(rows, columns=JUDGED).assign(baseline="unet_base")
     used = settled_runs(e.ledger[e.ledger["model"].isin(["ultraseg_130k", "unet_base"])])
     return _judge(e, table, _runs(used, "mixed", *table["dataset"]), above=0)

@@ -390,7 +390,9 @@ def show_groups(table: pd.DataFrame, key: str) -> Styler:
         cell=cells(table, tell, "dice", "dice_low", "dice_high", "missed"),
         **{"test set": table["test_set"].map(dataset_title), key: table["group"]},
     )
-    wide = told.pivot(index=["test set", key, "images"], columns="model", values="cell")
+    rows = ["test set", key, "images"]
+    wide = told.pivot(index=rows, columns="model", values="cell")
+    wide = wide.reindex(pd.MultiIndex.from_frame(told[rows].drop_duplicates()))
     wide = wide[table["model"].unique()].fillna("–").rename_axis(columns=None).reset_index()
     return wide.style.hide().set_properties(**{"white-space": "pre-line"})
 
