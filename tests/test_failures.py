@@ -162,7 +162,7 @@ def test_the_page_shows_a_row_a_group_and_a_column_a_model(cases):
     assert list(page.columns) == ["test set", "modality", "images", *table["model"].unique()]
     assert len(page) * 2 == len(table)
     first = table[table["model"] == B].set_index("group").loc[page["modality"].iloc[0]]
-    assert page[B].iloc[0].startswith(f"{first['dice']:.3f} ({first['dice_low']:.3f} to ")
+    assert page[B].iloc[0].startswith(f"{first['dice']:.3f}\n{first['dice_low']:.3f} to ")
     assert page[B].iloc[0].endswith(f"\n{first['missed']:.1%} missed")
     lone = failures.show_groups(table.assign(dice_low=np.nan, missed=np.nan), "modality").data
     assert lone[B].iloc[0] == f"{first['dice']:.3f}"

@@ -379,11 +379,11 @@ def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
 def show_groups(table: pd.DataFrame, key: str) -> Styler:
     """Show a `group_table` on a notebook's page: a row a group, a column a model.
 
-    A cell tells the mean Dice, its interval, and below it the share of the polyps missed.
+    A cell tells the mean Dice, below it its interval and the share of the polyps missed.
     """
 
     def tell(dice: float, low: float, high: float, missed: float) -> str:
-        interval = f" ({low:.3f} to {high:.3f})" if low == low else ""
+        interval = f"\n{low:.3f} to {high:.3f}" if low == low else ""
         return f"{dice:.3f}{interval}" + (f"\n{missed:.1%} missed" if missed == missed else "")
 
     told = table.assign(
@@ -394,7 +394,7 @@ def show_groups(table: pd.DataFrame, key: str) -> Styler:
     wide = told.pivot(index=rows, columns="model", values="cell")
     wide = wide.reindex(pd.MultiIndex.from_frame(told[rows].drop_duplicates()))
     wide = wide[table["model"].unique()].fillna("–").rename_axis(columns=None).reset_index()
-    return wide.style.hide().set_properties(**{"white-space": "pre-line"})
+    return wide.style.hide().set_properties([*wide.columns[1:]], **{"white-space": "pre"})
 
 
 def _lines_of_panels(groups: dict[str, int], width: int) -> list[list[str]]:
