@@ -312,7 +312,7 @@ def styled(
 
 def seed_words(count: float) -> str:
     """Say how many seeds: "1 seed", "2 seeds"."""
-    return f"{count:.0f} seed{'s' * (count > 1)}"
+    return f"{count:.0f} seed{'s' if count > 1 else ''}"
 
 
 def with_seeds(table: pd.DataFrame) -> pd.Series:
