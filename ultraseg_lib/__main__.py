@@ -220,8 +220,8 @@ def _tell_absent(runs: list["Run"]) -> None:
 
     absent = absent_datasets(runs)
     joined = any(run.dataset.partition("@")[0] == "mixed" for run in runs)
-    there = datasets_there() if joined else set(MIXED)
-    left_out = [name for name in MIXED if name not in there]
+    there = datasets_there()
+    left_out = [name for name in MIXED if joined and name not in there]
     if left_out and "mixed" not in absent:
         print(f"  mixed: joined without {', '.join(map(dataset_title, left_out))},"
               f" not below {data_dir()}", flush=True)  # fmt: skip
