@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ultraseg_lib.data import sequences
 from ultraseg_lib.deploy.timing import Timed
 from ultraseg_lib.paths import ROOT, write_json
 from ultraseg_lib.report import claims, printed
@@ -361,16 +362,19 @@ def test_the_gaps_of_table_6_are_of_mixed_training(level):
     assert decide("external_gaps", *runs("mixed")).holds is False
 
 
+def clinic_sequences() -> pd.DataFrame:
+    told = sequences("cvc_clinicdb")
+    return pd.DataFrame({"image_id": [*told], "sequence": [*told.values()]})
+
+
 def test_whole_sequences_are_drawn_to_judge_inflation():
-    sequences = claims._sequences()
-    dice = np.where(sequences["sequence"].astype(int) % 2, 0.9, 0.5)  # frames of a video are alike
+    told = clinic_sequences()
+    dice = np.where(told["sequence"].astype(int) % 2, 0.9, 0.5)  # frames of a video are alike
     runs = {
-        name: rows("ultraseg_130k", dice, name).assign(
-            image_id=[*sequences["image_id"]] * claims.SEEDS
-        )
+        name: rows("ultraseg_130k", dice, name).assign(image_id=[*told["image_id"]] * claims.SEEDS)
         for name in ("cvc_clinicdb", "cvc_clinicdb@sequence")
     }
-    kept = runs["cvc_clinicdb@sequence"].merge(sequences, on="image_id")
+    kept = runs["cvc_clinicdb@sequence"].merge(told, on="image_id")
     few = kept[kept["sequence"].isin(["2", "3", "4", "6"])]
     lower = few["dice"] - np.where(few["sequence"].isin(["2", "3"]), 0.2, -0.15)
     fall = claims.falls_by_video(
@@ -388,10 +392,10 @@ def test_whole_sequences_are_drawn_to_judge_inflation():
 
 def test_the_fall_by_video_draws_seeds_as_well():
     """A level for each seed and nothing else: whole videos alone would give no width."""
-    sequences = claims._sequences()
+    told = clinic_sequences()
     runs = [
-        rows("ultraseg_130k", np.full(len(sequences), dice), name, seeds=1, seed=seed).assign(
-            image_id=sequences["image_id"].to_numpy()
+        rows("ultraseg_130k", np.full(len(told), dice), name, seeds=1, seed=seed).assign(
+            image_id=told["image_id"].to_numpy()
         )
         for name in ("cvc_clinicdb", "cvc_clinicdb@sequence") for seed, dice in enumerate((0.7, 0.9))
     ]  # fmt: skip

@@ -5,10 +5,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_pair
 
-from ultraseg_lib.data import DataError, find_dataset, find_datasets, look_for_datasets
+from ultraseg_lib.data import (
+    DataError,
+    find_dataset,
+    find_datasets,
+    look_for_datasets,
+    sequences,
+)
 from ultraseg_lib.data.layouts import COLUMNS
 from ultraseg_lib.data.loading import read_image, read_mask
 
@@ -65,6 +72,17 @@ def test_polypgen_sequence_frames_are_left_aside(tmp_path):
     found = find_datasets(tmp_path)
     assert list(found) == ["polypgen"]
     assert found["polypgen"].table["image_id"].tolist() == ["C1/x"]
+
+
+def test_etis_is_told_by_runs_of_frames_that_show_one_place():
+    told = pd.Series(sequences("etis_larib"))
+    assert told.index.tolist() == [str(frame) for frame in range(1, 197)]
+    number = told.astype(int).diff().dropna()
+    assert set(number) == {0, 1}
+    assert told.value_counts().min() >= 6
+    for one, other in (("20", "22"), ("127", "131"), ("172", "175")):  # identical images
+        assert told[one] == told[other]
+    assert not sequences("kvasir_seg")
 
 
 def test_clinicdb_tells_the_sequence_of_each_frame(tmp_path):

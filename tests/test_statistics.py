@@ -82,6 +82,38 @@ def test_seeds_of_two_models_are_drawn_apart_and_images_together():
         difference_interval(a + hard, hard[:3])
 
 
+def frames_of_videos(videos: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with a true mean of 0.8, most of whose spread is that of whole videos; and the videos."""
+    rng = np.random.default_rng(seed)
+    spread = rng.normal(0, 0.1, (videos, 1)) + rng.normal(0, 0.05, (videos, each))
+    return 0.8 + spread.ravel(), np.repeat(np.arange(videos), each)
+
+
+def test_frames_of_one_video_are_drawn_together():
+    values, videos = frames_of_videos(40, 1, seed=0)
+    assert bootstrap_interval(values, groups=videos) == bootstrap_interval(values)
+    many = np.repeat(values, 5), np.repeat(videos, 5)  # equal frames tell no more than one
+    assert bootstrap_interval(many[0], groups=many[1]) == pytest.approx(bootstrap_interval(values))
+    assert difference_interval(*[many[0], 1 - many[0]], groups=many[1]) == pytest.approx(
+        difference_interval(values, 1 - values)
+    )
+    uneven = bootstrap_interval([0.2] * 9 + [0.8], groups=[0] * 9 + [1])
+    assert uneven == pytest.approx((0.26, 0.2, 0.8))  # a mean over frames, not over videos
+    with pytest.raises(ValueError, match="one an image"):
+        bootstrap_interval(values, groups=videos[1:])
+
+
+def test_interval_over_videos_covers_the_true_mean_and_one_over_their_frames_does_not():
+    covered = {True: 0, False: 0}
+    for seed in range(300):
+        values, videos = frames_of_videos(30, 6, seed)
+        for grouped in covered:
+            _, low, high = bootstrap_interval(values, 500, groups=videos if grouped else None)
+            covered[grouped] += low <= 0.8 <= high
+    assert covered[True] / 300 > 0.88
+    assert covered[False] / 300 < 0.75
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [([], "shape"), (np.zeros((2, 2, 2)), "shape"), ([0.5, np.nan], "NaN"), ([np.inf], "NaN")],
@@ -95,6 +127,8 @@ def test_paired_test_is_exact_for_few_images():
     """Six differences of one sign: 2 of the 64 sign patterns are as far from 0."""
     b = scores(6)
     assert paired_test(b + 0.1, b).p_value == pytest.approx(2 / 64)
+    assert paired_test(b + 0.1, b, [0, 0, 1, 1, 2, 2]).p_value == pytest.approx(2 / 8)
+    assert paired_test(b + 0.1, b, [0] * 6).p_value == 1
 
 
 def test_paired_test_agrees_with_the_t_test_where_that_is_valid():

@@ -33,6 +33,29 @@ def test_only_whole_sets_and_whole_models_stand_in_the_main_table():
     assert table["dice"].tolist() == pytest.approx([0.4, 0.4])
 
 
+def test_intervals_draw_whole_videos_where_they_are_told():
+    assert tables.videos([("kvasir_seg", "1"), ("bkai_igh", "2")]) is None
+    told = tables.videos([("cvc_clinicdb@sequence", "1"), ("cvc_clinicdb", "2"), ("cvc_clinicdb", "?"),
+                          ("kvasir_seg", "1")])  # fmt: skip
+    assert told[0] == told[1]
+    assert len(set(told)) == 3
+    frames = [str(number) for number in range(1, 7)]  # one video of ETIS-Larib
+    level = pd.concat(
+        [
+            rows("lbunet", "mixed", name, [0.2, 0.4, 0.6] * 2).assign(image_id=frames)
+            for name in ("etis_larib", "bkai_igh")
+        ]
+    )
+    table = tables.levels(level, ["model", "test_set"]).set_index("test_set")
+    width = table["dice_high"] - table["dice_low"]
+    assert width["etis_larib"] == pytest.approx(0)
+    assert width["bkai_igh"] > 0.1
+    better = level.assign(dice=level["dice"] + [0.1, 0, 0, 0.1, 0, 0] * 2)
+    for name, p in (("etis_larib", 1), ("bkai_igh", 0.5)):
+        one, other = (each[each["test_set"] == name] for each in (better, level))
+        assert tables.paired(one, other)["p"] == pytest.approx(p)
+
+
 def test_a_choice_is_compared_on_the_same_images_and_seeds():
     ledger = pd.concat(
         [

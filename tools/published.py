@@ -23,6 +23,7 @@ from ultraseg_lib.grid import datasets_there
 from ultraseg_lib.models import create_model
 from ultraseg_lib.models.operators import use_fast_operators
 from ultraseg_lib.paths import data_dir, outputs_dir, whole_file
+from ultraseg_lib.report.tables import videos
 from ultraseg_lib.statistics import bootstrap_interval
 from ultraseg_lib.training import predict_probs
 
@@ -180,8 +181,13 @@ def authors_scores(path: Path) -> pd.DataFrame:
         test = study.test_frames(name, profile)
         probs = predict_probs(model, test.images)
         scores = pd.DataFrame(metrics.score_images(probs >= 128, test.masks > 0))
+        groups = videos((name, image_id) for image_id in test.table["image_id"])
         interval = dict(
-            zip(("dice", "dice_low", "dice_high"), bootstrap_interval(scores["dice"]), strict=True)
+            zip(
+                ("dice", "dice_low", "dice_high"),
+                bootstrap_interval(scores["dice"], groups=groups),
+                strict=True,
+            )
         )
         missed = 1 - scores.loc[scores["area"] > 0, "detected"].mean()
         rows.append({"tested": name, "images": len(test), "trained": name in MIXED, **interval,

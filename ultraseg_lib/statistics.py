@@ -1,7 +1,8 @@
 """How sure we are: bootstrap intervals, paired tests between models, many comparisons.
 
 Values are per-image scores: (images,) of one run, or (seeds, images) of several runs of one
-model on the same images. The unit that is drawn again is the image, not the pixel.
+model on the same images. The unit that is drawn again is the image, not the pixel; where images
+are frames of one video, it is the video.
 """
 
 from functools import lru_cache
@@ -31,12 +32,15 @@ class PairedTest(NamedTuple):
     p_value: float
 
 
-def bootstrap_interval(values: ArrayLike, resamples: int = 2000) -> Interval:
+def bootstrap_interval(
+    values: ArrayLike, resamples: int = 2000, groups: ArrayLike | None = None
+) -> Interval:
     """Give the mean score and its 95 % percentile bootstrap interval, the same on each call.
 
-    Each resample draws seeds with replacement, then images with replacement. The drawn images
-    are the same for every drawn seed: an image that is hard for one run is hard for all, so
-    runs do not make the test set larger. One seed fewer is drawn than there are: as many would
+    Each resample draws seeds with replacement, then images with replacement, those of a group all or
+    none: frames of a video that is hard are hard together (a cluster bootstrap; of few groups it
+    still says too much). The drawn images are the same for every drawn seed: an image that is hard
+    for one run is hard for all, so runs do not make the test set larger. One seed fewer is drawn than there are: as many would
     understate the variance between seeds, of two by half (Rao and Wu 1988). With one run only images
     are drawn. Two or three seeds still show little of that spread: read such an interval as a lower
     bound.
@@ -44,18 +48,22 @@ def bootstrap_interval(values: ArrayLike, resamples: int = 2000) -> Interval:
     Args:
         values: (images,) or (seeds, images), finite.
         resamples: number of bootstrap means.
+        groups: (images,) labels, as the video of each frame; None: each image is alone.
 
     Raises:
-        ValueError: another shape, no values, or values that are not finite.
+        ValueError: another shape, no values, values that are not finite, or not a label an image.
 
     >>> [round(x, 2) for x in bootstrap_interval([0.9, 0.8, 0.0, 0.7, 0.9, 0.9, 0.8, 0.6])]
     [0.7, 0.46, 0.85]
     """
     table = _seeds_by_images(values)
-    return _percentiles(table.mean(), _means(table, *_draws(table.shape, resamples)))
+    sums, sizes = _group_sums(table, groups)
+    return _percentiles(table.mean(), _means(sums, sizes, *_draws(sums.shape, resamples)))
 
 
-def difference_interval(a: ArrayLike, b: ArrayLike, resamples: int = 9999) -> Interval:
+def difference_interval(
+    a: ArrayLike, b: ArrayLike, resamples: int = 9999, groups: ArrayLike | None = None
+) -> Interval:
     """Give the mean difference a - b on the same images and its 95 % interval.
 
     As `bootstrap_interval`; the drawn images are the same for both models, the drawn seeds are not:
@@ -65,6 +73,7 @@ def difference_interval(a: ArrayLike, b: ArrayLike, resamples: int = 9999) -> In
         a: (images,) or (seeds, images), finite.
         b: the same; its images in the same order.
         resamples: number of bootstrap means.
+        groups: (images,) labels of images that are drawn together.
 
     Raises:
         ValueError: images that differ, or values that `bootstrap_interval` refuses.
@@ -75,17 +84,18 @@ def difference_interval(a: ArrayLike, b: ArrayLike, resamples: int = 9999) -> In
     a, b = _seeds_by_images(a), _seeds_by_images(b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a has shape {a.shape} and b {b.shape}; pairs need the same images.")
-    seeds, images = _draws(a.shape, resamples)
-    others, _ = _draws(b.shape, resamples, side=1)
-    drawn = _means(a, seeds, images) - _means(b, others, images)
+    (of_a, sizes), (of_b, _) = _group_sums(a, groups), _group_sums(b, groups)
+    seeds, drawn_groups = _draws(of_a.shape, resamples)
+    others, _ = _draws(of_b.shape, resamples, side=1)
+    drawn = _means(of_a, sizes, seeds, drawn_groups) - _means(of_b, sizes, others, drawn_groups)
     return _percentiles(a.mean() - b.mean(), drawn)
 
 
-def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
+def paired_test(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> PairedTest:
     """Test whether two models score alike on the same images.
 
-    If they do, the sign of each image's difference is a coin toss: the p-value is the two-sided
-    share of sign flips (all, or 9999 random ones) whose mean difference is at least as far
+    If they do, the sign of each image's difference is a coin toss (of each group's, where images go
+    together: see `bootstrap_interval`): the p-value is the two-sided share of sign flips (all, or 9999 random ones) whose mean difference is at least as far
     from 0. Unlike Wilcoxon's test it speaks of the mean that tables print and needs no rule for
     ties. Several seeds are averaged per image first, so the p-value speaks of these trained
     models on new images; the interval also draws the seeds (see `difference_interval`).
@@ -93,6 +103,7 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     Args:
         a: (images,) or (seeds, images), finite.
         b: the same; its images in the same order.
+        groups: (images,) labels of images that go together.
 
     Returns:
         `PairedTest(mean, low, high, p_value)` of a - b.
@@ -104,12 +115,13 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     >>> round(test.mean, 3), round(test.p_value, 3)
     (0.133, 0.031)
     """
-    interval = difference_interval(a, b)
+    interval = difference_interval(a, b, groups=groups)
     difference = _seeds_by_images(a).mean(axis=0) - _seeds_by_images(b).mean(axis=0)
-    if len(difference) == 1:  # both flips of one image are as far from 0
+    (sums,), _ = _group_sums(difference[None], groups)
+    if len(sums) == 1:  # both flips of one image are as far from 0
         return PairedTest(*interval, 1.0)
     test = stats.permutation_test(
-        (difference,), np.mean, permutation_type="samples", vectorized=True,
+        (sums,), np.mean, permutation_type="samples", vectorized=True,
         n_resamples=9999, batch=1000, rng=np.random.default_rng(0),  # batch bounds the memory
     )  # fmt: skip
     return PairedTest(*interval, float(test.pvalue))
@@ -143,11 +155,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return corrected
 
 
-def seeds_drawn(seeds: int) -> int:
-    """Return how many of so many seeds a resample draws: see `bootstrap_interval`."""
-    return max(seeds - 1, 1)
-
-
 def _percentiles(mean: np.float64, drawn: NDArray[np.float64]) -> Interval:
     low, high = np.quantile(drawn, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Interval(float(mean), float(low), float(high))
@@ -155,19 +162,36 @@ def _percentiles(mean: np.float64, drawn: NDArray[np.float64]) -> Interval:
 
 @lru_cache(maxsize=32)  # tables ask for the same draws again and again
 def _draws(shape: tuple[int, int], resamples: int, side: int = 0) -> list[NDArray[np.uint16]]:
-    """How often each resample draws each seed and each image: the weights of its mean."""
+    """How often each resample draws each seed and each group of images: the weights of its mean."""
     rng = np.random.default_rng(side)
-    draws = (seeds_drawn(shape[0]), shape[1])
+    draws = (max(shape[0] - 1, 1), shape[1])  # seeds: see `bootstrap_interval`
     return [
         rng.multinomial(drawn, np.full(n, 1 / n), resamples).astype(np.uint16)
         for n, drawn in zip(shape, draws, strict=True)
     ]
 
 
+def _group_sums(
+    table: NDArray[np.float64], groups: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Add up the images of each group: (seeds, images) to (seeds, groups), and the groups' sizes."""
+    if groups is None:
+        return table, np.ones(table.shape[1])
+    groups = np.asarray(groups)
+    if groups.shape != table.shape[1:]:
+        raise ValueError(
+            f"groups have shape {groups.shape}; expected {table.shape[1:]}, one an image."
+        )
+    _, place = np.unique(groups, return_inverse=True)
+    member = np.eye(place.max() + 1)[place]  # (images, groups)
+    return table @ member, member.sum(axis=0)
+
+
 def _means(
-    table: NDArray[np.float64], seeds: NDArray[np.uint16], images: NDArray[np.uint16]
-) -> NDArray[np.float64]:
-    return np.sum((seeds @ table) * images, axis=1) / (seeds[0].sum() * table.shape[1])
+    sums: NDArray[np.float64], sizes: NDArray[np.float64],
+    seeds: NDArray[np.uint16], groups: NDArray[np.uint16],
+) -> NDArray[np.float64]:  # fmt: skip
+    return np.sum((seeds @ sums) * groups, axis=1) / (seeds[0].sum() * (groups @ sizes))
 
 
 def _seeds_by_images(values: ArrayLike) -> NDArray[np.float64]:

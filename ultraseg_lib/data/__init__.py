@@ -15,6 +15,7 @@ from ultraseg_lib.data.layouts import (
     find_datasets,
     look_for_datasets,
     read_table,
+    sequences,
     split_share,
 )
 from ultraseg_lib.data.loading import Frames, content_hash, join_frames, load_frames

@@ -10,11 +10,12 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -240,12 +241,14 @@ def _complete(tree: _Tree, others: list[_Tree]) -> list[_Tree]:
     return used
 
 
-def _sequences(entry: dict[str, Any]) -> dict[str, str]:
-    """Return image_id -> sequence, empty where no list is committed."""
-    if "sequences" not in entry:
-        return {}
-    frames = pd.read_csv(SEQUENCES / entry["sequences"], dtype=str)
-    return dict(zip(frames["frame"], frames["sequence"], strict=True))
+@cache
+def sequences(name: str) -> Mapping[str, str]:
+    """Return the video of each frame of a dataset, by image_id; empty where no list is committed."""
+    listed = catalog().get(name, {}).get("sequences")
+    if listed is None:
+        return MappingProxyType({})
+    frames = pd.read_csv(SEQUENCES / listed, dtype=str)
+    return MappingProxyType(dict(zip(frames["frame"], frames["sequence"], strict=True)))
 
 
 def _table(name: str, rows: list[dict[str, str]], entry: dict[str, Any]) -> pd.DataFrame:
@@ -253,8 +256,8 @@ def _table(name: str, rows: list[dict[str, str]], entry: dict[str, Any]) -> pd.D
     table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(dataset=name)
     if "modality" in entry:
         table["modality"] = entry["modality"]
-    sequences = _sequences(entry)
-    table["sequence"] = [sequences.get(image_id, "") for image_id in table["image_id"]]
+    told = sequences(name)
+    table["sequence"] = [told.get(image_id, "") for image_id in table["image_id"]]
     return table.sort_values("image_id", ignore_index=True)
 
 

@@ -38,6 +38,7 @@ from ultraseg_lib.report.tables import (
     printed_table,
     same_seeds,
     shown,
+    videos,
     with_findings,
 )
 from ultraseg_lib.statistics import PairedTest, paired_test
@@ -343,7 +344,9 @@ def worth_of_learned_weights(run: study.Run, profile: study.Profile) -> PairedTe
             weight.fill_(starts[WEIGHT_COLUMN + name])
     put_back = dice_score(predict_probs(model, frames.images) >= 128, frames.masks > 0)
     scores = study.read_scores(run)
-    return paired_test(scores.loc[scores["test_set"] == run.dataset, "dice"], put_back)
+    scores = scores[scores["test_set"] == run.dataset]
+    groups = videos(zip(scores["test_set"], scores["image_id"], strict=True))
+    return paired_test(scores["dice"], put_back, groups)
 
 
 # --- early stopping -------------------------------------------------------------------------------

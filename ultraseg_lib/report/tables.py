@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from ultraseg_lib.data import catalog, dataset_title
+from ultraseg_lib.data import catalog, dataset_title, sequences
 from ultraseg_lib.paths import PAPER, outputs_dir, whole_file
 from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
 from ultraseg_lib.variants import model_title
@@ -113,6 +113,21 @@ def dice_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def videos(images: Iterable[tuple[str, str]]) -> list[str] | None:
+    """Return the video of each image (test_set, image_id), by which intervals draw; None: none is told.
+
+    An image of which no video is told is alone.
+    """
+    images = [(name.partition("@")[0], image_id) for name, image_id in images]
+    told = [sequences(name).get(image_id) for name, image_id in images]
+    if not any(told):
+        return None
+    return [
+        f"{name} video {video}" if video else f"{name} {image_id}"
+        for (name, image_id), video in zip(images, told, strict=True)
+    ]
+
+
 def _other_images(scores: pd.DataFrame) -> str:
     names = ", ".join(sorted(scores["run_id"].unique()))
     return f"{names}: scored on different images; restore the images, or do the older runs anew (--force)"
@@ -127,7 +142,8 @@ def levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Average scores over the images and seeds of each group of ``keys``, in the order of the rows.
 
     ``scores``: rows of the ledger; a group is one model in one setting. Columns: ``keys``, seeds,
-    images, dice, dice_low and dice_high (95 % bootstrap over seeds and images), batch_pooled_dice
+    images, dice, dice_low and dice_high (95 % bootstrap over seeds and images, or whole videos where
+    they are told), batch_pooled_dice
     (the released definition), iou, hd95 (px, an empty mask counts as the image diagonal), miss_rate
     (share of images with a polyp of which no pixel was found, NaN where there is no polyp).
     """
@@ -136,7 +152,8 @@ def levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         dice = dice_by_seed(group)
         means = group[["batch_pooled_dice", "iou", "hd95"]].mean()
         missed = 1 - group.loc[group["area"] > 0, "detected"].astype(float).mean()
-        rows.append((*values, *dice.shape, *bootstrap_interval(dice), *means, missed))
+        interval = bootstrap_interval(dice, groups=videos(dice.columns))
+        rows.append((*values, *dice.shape, *interval, *means, missed))
     names = ["dice", "dice_low", "dice_high", "batch_pooled_dice", "iou", "hd95", "miss_rate"]
     return pd.DataFrame(rows, columns=[*keys, "seeds", "images", *names])
 
@@ -183,7 +200,7 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
     Keys: PAIRED, where dice and batch (batch_pooled_dice) are means of either side on those seeds,
     difference is the mean Dice one - other, low and high its 95 % bootstrap interval over images
-    and seeds, p that of the sign-flip test (see `statistics.paired_test`). Raises ValueError where
+    (or `videos`) and seeds, p that of the sign-flip test (see `statistics.paired_test`). Raises ValueError where
     the images differ.
     """
     a, b = dice_by_seed(one), dice_by_seed(other)
@@ -192,9 +209,10 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
         return {}
     if set(a.columns) != set(b.columns):
         raise ValueError(_other_images(pd.concat([one, other])))
+    groups = videos(a.columns)
     a, b = a.loc[seeds].to_numpy(), b.loc[seeds, a.columns].to_numpy()
     batch = (x.loc[x["seed"].isin(seeds), "batch_pooled_dice"].mean() for x in (one, other))
-    values = (*a.shape, a.mean(), b.mean(), *batch, *paired_test(a, b))
+    values = (*a.shape, a.mean(), b.mean(), *batch, *paired_test(a, b, groups))
     return dict(zip(PAIRED, values, strict=True))
 
 
