@@ -437,6 +437,10 @@ def test_hard_frames_are_judged_by_their_own_kind():
     assert decide("large_or_many_are_found", missed).holds is False
     longer = run.assign(epochs=99, run_id="longer", recipe="multiscale")
     assert decide("large_or_many_are_found", missed, longer).holds is None
+    etis = missed[missed["test_set"] == "etis_larib"].query("image_id != 'image 0'")
+    frames = etis.assign(image_id=etis["image_id"].str.removeprefix("image "))  # of 26 videos
+    assert decide("large_or_many_are_found", etis).holds is False
+    assert decide("large_or_many_are_found", frames).holds is None
 
 
 def test_few_frames_of_a_kind_decide_nothing():

@@ -181,11 +181,12 @@ def test_agreement_of_two_models_is_a_direct_count(cases):
 
 
 def test_shares_among_the_worst_stand_beside_those_of_all(cases):
-    table = failures.among_worst(cases, range(20), "modality").set_index("modality")
-    known = cases.frames.table["modality"]
+    polyps = cases.frames.masks.any(axis=(1, 2))
+    known = cases.frames.table["modality"][polyps]
+    table = failures.among_worst(cases, known.index[:20], "modality").set_index("modality")
     assert table["worst"].to_dict() == known[:20].value_counts().to_dict()
     assert table["share_of_all"].to_dict() == known.value_counts(normalize=True).to_dict()
-    one = cases.frames.table.index[known == "NBI"]
+    one = known.index[known == "NBI"]
     assert failures.among_worst(cases, one, "modality")["share_of_worst"].sum() == 1
 
 
@@ -333,8 +334,15 @@ def test_the_curve_of_reliability_goes_through_the_tables_points(cases):
 
 
 def test_the_page_of_the_worst_starts_with_the_worst(cases):
+    polyps = cases.frames.masks.any(axis=(1, 2))
     first = failures.show_worst(cases, A, 3).axes[0].get_title()
-    assert first.startswith(f"{cases.dice(A).min():.2f}")
+    assert first.startswith(f"{cases.dice(A)[polyps].min():.2f}")
+    rows = failures.worst_rows(cases, A, len(cases))
+    assert set(rows) == set(np.flatnonzero(polyps))
+    assert (np.diff(cases.dice(A)[rows]) >= 0).all()
+    missed = rows[cases.dice(A)[rows] == 0]
+    assert len(missed) > 1
+    assert (np.diff(cases.scores[A]["area"].to_numpy()[missed]) <= 0).all()
 
 
 # --- from files ---------------------------------------------------------------------------------

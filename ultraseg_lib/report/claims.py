@@ -79,7 +79,7 @@ PAPER_CPU = "i9-14900K"
 # Of each model, below which a difference between trainings decides nothing: by one, models that are
 # alike would be told apart in four cases of ten (notebook 12 counts); the paper has three.
 SEEDS = 3
-FRAMES = 30  # of a kind, below which they decide nothing
+FRAMES = 30  # of a kind, of as many videos where they are told, below which they decide nothing
 JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table
 
 Check = Callable[["Evidence", dict[str, Any]], Finding]
@@ -699,7 +699,9 @@ def _judge_hard(
             if kind in kinds and chosen.sum() > 1:
                 name = f"{dataset_title(tested)}, {recipe}, seed {seed}, {kind} ({chosen.sum()} frames):"
                 found = measure(group[chosen | ~(several | large)], chosen)
-                rows.append((name, tested, "ultraseg_130k", *found, chosen.sum() >= FRAMES))
+                told = videos((tested, image_id) for image_id in group.loc[chosen, "image_id"])
+                alone = len(set(told)) if told else chosen.sum()
+                rows.append((name, tested, "ultraseg_130k", *found, alone >= FRAMES))
     found = _judge(e, pd.DataFrame(rows, columns=JUDGED), runs, **bounds)
     return found._replace(evidence=f"{what}: {found.evidence}") if rows else found
 

@@ -68,7 +68,8 @@ def plot_counts(table: pd.DataFrame) -> Figure:
     counts = shown.groupby(["center", "modality"]).size().unstack(fill_value=0)
     counts.plot.bar(stacked=True, ax=axes, color=PALETTE, width=0.7, rot=0)
     axes.set(xlabel="", ylabel="images", title=dataset_title(table["dataset"].iloc[0]))
-    axes.legend(title="modality", loc="center left", bbox_to_anchor=(1, 0.5))
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(title="modality", reverse=True, **place)  # in the order of the bar
     return figure
 
 

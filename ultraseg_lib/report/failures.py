@@ -253,9 +253,19 @@ def show_failures(
     return _finish(figure, "error map", title)
 
 
+def worst_rows(cases: Cases, model: str, count: int) -> NDArray[np.int64]:
+    """Return the images with a polyp of the lowest Dice, worst first, of equal ones the largest polyp.
+
+    Frames without a polyp are left out: one painted pixel makes their Dice 0.
+    """
+    area = cases.scores[model]["area"].to_numpy()
+    ranked = np.lexsort((-area, cases.dice(model)))
+    return ranked[area[ranked] > 0][:count]
+
+
 def show_worst(cases: Cases, model: str, count: int = 25) -> Figure:
-    """Show the images with the lowest Dice of a run, worst first: a page of outlines, five per line."""
-    rows = np.argsort(cases.dice(model), kind="stable")[:count]
+    """Show `worst_rows` of a run: a page of outlines, five per line."""
+    rows = worst_rows(cases, model, count)
     figure, grid = _pages(-(-len(rows) // 5), 5)
     for axes in grid.flat[len(rows) :]:
         _blank(axes)
@@ -263,18 +273,20 @@ def show_worst(cases: Cases, model: str, count: int = 25) -> Figure:
         _show_run(axes, cases, row, model, "contour")
         words = ", ".join(describe(cases.frames.table.iloc[row]))
         axes.set_title(f"{cases.dice(model)[row]:.2f}  {words}", fontsize="small")
-    title = f"{model}: the {len(rows)} lowest Dice of {len(cases)}\n{figure_title(cases)}"
+    polyps = np.count_nonzero(cases.scores[model]["area"])
+    title = f"{model}: the {len(rows)} lowest Dice of {polyps} with a polyp\n{figure_title(cases)}"
     return _finish(figure, "contour", title)
 
 
 def among_worst(cases: Cases, rows: Sequence[int], key: str) -> pd.DataFrame:
-    """Compare how often each center or modality is among some images with how often it is among all.
+    """Compare how often each center or modality is among some images with a polyp and among all such.
 
     ``rows``: of the images. Columns: ``key``, worst and all (images), share_of_worst, share_of_all.
     """
     groups = cases.frames.table[key].replace("", "unknown")
+    polyp = cases.frames.masks.any(axis=(1, 2))
     table = pd.DataFrame(
-        {"worst": groups.iloc[list(rows)].value_counts(), "all": groups.value_counts()}
+        {"worst": groups.iloc[list(rows)].value_counts(), "all": groups[polyp].value_counts()}
     )
     table = table.fillna(0).astype(int).sort_values("all", ascending=False)
     shares = (table / table.sum()).add_prefix("share_of_")
