@@ -176,6 +176,7 @@ def test_script_refuses_an_old_python(tmp_path):
         (["study", "--only", "no-such-run"], "is no run; a run is MODEL-DATASET"),
         (["run", "--only", "77"], "no notebook '77'"),
         (["run", "--from", "x"], "no notebook 'x'"),
+        (["run", "--only", "²"], "no notebook '²'"),
         (["models", "--models", "ultraseg"], "ultraseg_130k"),
         (["study", "--only", "lbunet-my_own-strong-clean-e1-s0"], "'my_own'"),
         (["study", "--grid", "ablation", "--models", "lbunet"], "leave --grid out"),

@@ -384,3 +384,13 @@ def test_the_command_that_repeats_a_run_says_how_far_it_is(capsys):
     told = capsys.readouterr().out.splitlines()
     assert len(told) == study.read_scores(run)["test_set"].nunique()
     assert all("+0.000, within the band" in line for line in told)
+
+
+def test_a_repeat_on_another_split_is_not_compared(capsys, monkeypatch):
+    run = study.parse_run_id("reference", "ultraseg_130k-mixed-multiscale-clean-e120-s0")
+    theirs = study.read_config(run)
+    inputs = theirs["inputs"] | {"split": theirs["inputs"]["split"] | {"polypdb": "another"}}
+    found = [theirs | {"inputs": inputs}, theirs]
+    monkeypatch.setattr(study, "read_config", lambda run: found.pop(0))
+    command_line._tell_band(run)
+    assert "trained on other images than the committed run" in capsys.readouterr().out

@@ -327,6 +327,7 @@ def test_a_half_written_run_is_no_run(outputs):
             "kvasir_seg@sequnce",
             "split of kvasir_seg: unknown 'sequnce'; choose from draw_2, draw_3, official",
         ),
+        ("kvasir_seg@", "'kvasir_seg@' names no selection; leave out the @"),
     ],
 )
 def test_a_dataset_that_cannot_be_trained_on_is_named(dataset, reason):
@@ -353,6 +354,20 @@ def test_nothing_is_tested_on_what_it_trained_on(dataset, tested, monkeypatch):
     monkeypatch.setattr(study, "datasets_there", lambda: there)
     plan = study.load_profile("lite", datasets=[dataset])
     assert study.test_sets_of(study.plan_runs(plan)[0], plan) == tested
+
+
+def test_nothing_is_tested_on_a_broken_set_and_it_is_told(kvasir, monkeypatch):
+    root = kvasir()
+    monkeypatch.setenv("ULTRASEG_DATA", str(root))
+    shutil.copytree(root / "Kvasir-SEG" / "images", root / "ETIS-LaribPolypDB" / "images")
+    plan, run = own_run("kvasir_seg")
+    with pytest.warns(UserWarning, match="etis_larib: nothing is tested on it: "):
+        assert study.test_sets_of(run, plan) == ["kvasir_seg"]
+
+
+def test_a_share_goes_with_the_clean_protocol_only():
+    with pytest.raises(ValueError, match="mixed@p25: protocol released trains on the validation"):
+        study.load_profile("lite", datasets=["mixed@p25"], protocols=["released"])
 
 
 def test_a_set_that_is_tested_whole_may_be_split_to_train_on(real_data, outputs):

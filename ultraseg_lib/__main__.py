@@ -1,6 +1,7 @@
 """The command line: ``python -m ultraseg_lib check | data | study | run | bench | predict | …``."""
 
 import argparse
+import errno
 import importlib.util
 import json
 import os
@@ -297,11 +298,14 @@ def _tell_band(run: "Run") -> None:
     committed = parse_run_id("reference", run.run_id)
     if not committed.is_complete:
         return
-    size, theirs = (read_config(each)["inputs"]["images"]["size"] for each in (run, committed))
-    if size != theirs:
-        print(
-            f"trained at {size} px, the committed run at {theirs}: not compared; give its --profile"
-        )
+    ours, theirs = (read_config(each)["inputs"] for each in (run, committed))
+    sizes = [each["images"]["size"] for each in (ours, theirs)]
+    if sizes[0] != sizes[1]:
+        told = "trained at {} px, the committed run at {}: not compared; give its --profile"
+        print(told.format(*sizes))
+        return
+    if ours.get("split") != theirs.get("split"):
+        print("trained on other images than the committed run: not compared")
         return
     for row in compare_with_record(run.folder).itertuples():
         verdict = "within" if row.within else "OUTSIDE"
@@ -538,7 +542,8 @@ def _outputs_hint(error: Exception) -> str:
 
     unwritable = (PermissionError, NotADirectoryError, FileExistsError)
     path = Path(str(getattr(error, "filename", None) or ""))
-    if isinstance(error, unwritable) and path.is_relative_to(outputs_dir()):
+    read_only = getattr(error, "errno", None) == errno.EROFS
+    if (isinstance(error, unwritable) or read_only) and path.is_relative_to(outputs_dir()):
         return "; set ULTRASEG_OUTPUTS to a folder that can be written"
     return ""
 

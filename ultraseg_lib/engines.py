@@ -107,22 +107,25 @@ class _Schedule:
 
     def __post_init__(self) -> None:
         self.all = list(self.waiting)
+        self.done = {run: epochs_done(run) for run in self.all}  # a look at every file takes time
 
     def work_through(self, pool: Any) -> dict[str, str]:
         """Start runs as there is room and show the epochs of all, until the last has ended."""
         total = sum(run.epochs for run in self.all)
-        with tqdm(total=total, initial=self._epochs(), unit="epoch", disable=None) as bar:
+        with tqdm(total=total, initial=self._epochs([]), unit="epoch", disable=None) as bar:
             while self.waiting or pool.active:
                 self._start(pool)
+                active = list(pool.active)
                 for run, reason in pool.finished():
                     self._note(run, reason, bar)
-                bar.n = self._epochs()
+                bar.n = self._epochs(active)
                 bar.refresh()
                 time.sleep(0.2)
         return self.failures
 
-    def _epochs(self) -> int:
-        return sum(e.epochs if e.run_id in self.failures else epochs_done(e) for e in self.all)
+    def _epochs(self, active: Iterable[Run]) -> int:
+        self.done |= {run: epochs_done(run) for run in active}
+        return sum(e.epochs if e.run_id in self.failures else self.done[e] for e in self.all)
 
     def _start(self, pool: Any) -> None:
         for run in list(self.waiting):
@@ -163,6 +166,8 @@ def _work(
     run: Run, profile: Profile, threads: int, settings: dict[str, str], answer: Connection
 ) -> None:
     """Do one run in a process of its own; send the reason if it failed."""
+    for name in _settings():  # the fork server's, which may be older
+        del os.environ[name]
     os.environ.update(settings)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)

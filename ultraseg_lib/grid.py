@@ -76,6 +76,11 @@ class Run:
         _, variant = find_variant(self.model)
         check_choice("recipe", self.recipe, RECIPES)
         check_choice("protocol", self.protocol, PROTOCOLS)
+        if self.protocol == "released" and data.split_share(self.dataset)[1] < 100:
+            raise ValueError(
+                f"{self.dataset}: protocol released trains on the validation part as well, which no"
+                " share thins; give --protocol clean"
+            )
         unchanged = self.training_recipe == RECIPES[self.recipe]
         if variant.recipe and unchanged:
             raise ValueError(
@@ -141,7 +146,9 @@ def absent_datasets(runs: Iterable[Run]) -> list[str]:
 def check_datasets(names: Iterable[str]) -> None:
     """Raise ValueError, with the valid names, for a dataset or selection that cannot be trained on."""
     for name in names:
-        dataset, _, selection = name.partition("@")
+        dataset, at, selection = name.partition("@")
+        if at and not selection:
+            raise ValueError(f"dataset: {name!r} names no selection; leave out the @")
         if dataset not in data.catalog():
             check_choice("dataset", dataset, (*data.catalog(), *sorted(datasets_there())))
         if name in WHOLE_TEST_SETS:

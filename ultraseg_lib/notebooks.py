@@ -50,7 +50,7 @@ def find_notebooks(only: str | None = None, start: str | None = None) -> list[Pa
     if only and start:
         raise ValueError("--only and --from: give one of them")
     for option, value in (("--only", only), ("--from", start)):
-        if value is not None and (not value.isdigit() or int(value) not in numbers):
+        if value is not None and (not value.isdecimal() or int(value) not in numbers):
             known = ", ".join(f"{each:02d}" for each in numbers)
             raise ValueError(f"{option}: no notebook {value!r}; choose from {known}")
     first, last = int(only or start or 0), int(only or 99)

@@ -113,8 +113,9 @@ def _keep_center(frames: Frames, dataset: str) -> Frames:
     center = dataset.partition("@")[2]
     own = frames.table["center"].isin([center, center.removeprefix("center_")]).to_numpy()
     if not own.any():
-        found = ", ".join(sorted(set(frames.table["center"])))
-        raise ValueError(f"{dataset}: no image of this center; the centers are {found}")
+        found = ", ".join(sorted(set(frames.table["center"]) - {""}))
+        told = f"the centers are {found}" if found else "this dataset tells no centers"
+        raise ValueError(f"{dataset}: no image of this center; {told}")
     return frames.select(own)
 
 
@@ -134,12 +135,15 @@ def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
     Raises ValueError where either holds none, as in a set of a handful of images.
     """
     released = protocol == "released"
+    if not len(frames):
+        raise ValueError("a share of the training images leaves none; add images, or take them all")
+    parts = set(frames.table["part"])
     for part in ("train", "test" if released else "val"):
-        if part not in set(frames.table["part"]):
+        if part not in parts:
             raise ValueError(
                 f"{frames.table['dataset'].iloc[0]}: of {len(frames)} images none falls to its part"
                 f" {part!r}; add images"
-                + (", or give --protocol released" if part == "val" else "")
+                + (", or give --protocol released" if part == "val" and "test" in parts else "")
             )
     if released:
         return frames.part("train", "val"), frames.part("test")
@@ -151,6 +155,15 @@ def has_own_test_part(dataset: str) -> bool:
     return dataset != "mixed" and data.split_share(dataset)[0] == dataset
 
 
+def _broken() -> set[str]:
+    """Return the real datasets with a fault, on which nothing is tested; each is told."""
+    found = data.look_for_datasets(data_dir()) if data_dir().is_dir() else {}
+    broken = {name: each.problems[0] for name, each in found.items() if each.problems}
+    for name, problem in broken.items():
+        warnings.warn(f"{name}: nothing is tested on it: {problem}", stacklevel=2)
+    return set(broken)
+
+
 def test_sets_of(run: Run, profile: Profile) -> list[str]:
     """Return the names of the test sets of a run: its own, then the profile's that are there.
 
@@ -159,7 +172,7 @@ def test_sets_of(run: Run, profile: Profile) -> list[str]:
     mixed set has the test parts of its datasets.
     """
     name = run.dataset.partition("@")[0]
-    there = datasets_there() | set(data.GENERATED if profile.generated else ())
+    there = datasets_there() - _broken() | set(data.GENERATED if profile.generated else ())
     known = {name, *data.catalog().get(name, {}).get("overlaps", ())}
     others = [each for each in profile.tested if each in there - known]
     if name == "mixed":
@@ -340,7 +353,8 @@ def forget(runs: Iterable[Run], profile: Profile) -> None:
         for run in runs:
             held.enter_context(only_here(run))
         for run in runs:
-            shutil.rmtree(run.folder, ignore_errors=True)
+            if run.folder.exists():
+                shutil.rmtree(run.folder)
 
 
 def run_once(
@@ -429,9 +443,15 @@ def _note_commit(run: Run, commit: str | None) -> dict[str, str | None]:
 
 def trained_weights(run: Run) -> Path:
     """Return the weights file of a run; raise FileNotFoundError where the run is not finished."""
-    weights = run.folder / "weights.safetensors"
-    if not (run.is_complete and weights.exists()):
+    if not run.is_complete:
         raise FileNotFoundError(f"{run.run_id} is not finished; train it first")
+    return _weights_of(run)
+
+
+def _weights_of(run: Run) -> Path:
+    weights = run.folder / "weights.safetensors"
+    if not weights.exists():
+        raise FileNotFoundError(f"{weights}: missing; remove the folder to train the run anew")
     return weights
 
 
@@ -469,7 +489,7 @@ def batch_dice(probs: np.ndarray, frames: Frames) -> dict[str, float]:
 
 def _score(run: Run, tests: dict[str, Frames], config: dict[str, Any]) -> None:
     """Score the best epoch on more test sets and write the run's files, ``scores.csv`` last."""
-    model = build_model(run.model, run.folder / "weights.safetensors").to(pick_device())
+    model = build_model(run.model, _weights_of(run)).to(pick_device())
     probs = {name: predict_probs(model, frames.images) for name, frames in tests.items()}
     scores = [score_frames(run.run_id, name, tests[name], probs[name]) for name in tests]
     for name, frames in tests.items():

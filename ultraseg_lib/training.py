@@ -7,6 +7,7 @@ the epoch's number, so a resumed run equals an unbroken one.
 
 import math
 import pickle
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -354,12 +355,13 @@ class Trainer:
             return
         try:
             state = torch.load(path, weights_only=True, map_location=pick_device())
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            inputs, history = state["inputs"], state["history"]
+        except (RuntimeError, EOFError, KeyError, TypeError, struct.error, pickle.UnpicklingError) as error:  # fmt: skip
             raise ValueError(f"{path}: broken; remove it to train the run anew") from error
-        check_same_inputs(state["inputs"], self.inputs, path)
+        check_same_inputs(inputs, self.inputs, path)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.history = state["history"]
+        self.history = history
         self._save_history()  # it is a row short if the kill fell between the two files
 
 

@@ -52,8 +52,9 @@ class Gates(ctypes.Structure):
 
 
 def compiler() -> str | None:
-    """Return the C++ compiler: ``CXX``, g++ or clang++, whichever is there."""
-    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+    """Return the C++ compiler: ``CXX``, g++ or clang++, the first that is there."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def processor() -> str:
