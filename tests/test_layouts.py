@@ -180,6 +180,12 @@ def test_a_folder_of_ones_own_gives_the_dataset_its_name(tmp_path):
     assert len(find_dataset("my_clinic_2024", tmp_path / "data").table) == 1
 
 
+def test_a_name_may_be_composed_in_one_folder_and_not_in_the_other(tmp_path):
+    base = tmp_path / "mine"
+    write_pair(base / "images" / "s\u00fcd.png", base / "masks" / "su\u0308d.png")
+    assert find_dataset("mine", tmp_path).table["image_id"].tolist() == ["s\u00fcd"]
+
+
 def test_capitals_in_folder_names_and_either_name_of_a_mask_are_read(tmp_path):
     base = tmp_path / "clinic"
     write_pair(base / "Images/a.png", base / "MASKS/a.png")

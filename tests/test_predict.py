@@ -181,6 +181,7 @@ def test_bad_files_are_named_and_skipped_and_all_good_kinds_are_read(run, tmp_pa
     ):
         assert str(images / name) in line
     assert f"{len(good)} segmented, 4 bad" in said.out
+    assert "passed over: 2 that are no images, as folder.png" in said.err
     assert len(read_table(tmp_path / "out")) == len(good)
     assert read_mask(tmp_path / "out" / "tiny.png").shape == (1, 1)
     assert read_mask(tmp_path / "out" / "thin.png").shape == (4, 1)

@@ -36,6 +36,11 @@ def test_the_mixed_runs_were_made_of_the_frames_that_are_there(real_data, output
     assert {study.read_config(run)["split_hash"] for run in runs} == found
 
 
+def test_a_model_with_trained_weights_is_ready_to_predict():
+    assert create_model("ultraseg_130k").training
+    assert not create_model("ultraseg_130k", weights="mixed").training
+
+
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_shipped_weights_give_the_shipped_scores(real_data, every):
     profile = study.load_profile("lite")

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 _Parser = partial(argparse.ArgumentParser, allow_abbrev=False)
 
 
+OWN_DATA = "your own: a folder with images/ and masks/ (png, jpg, tif, bmp); see data/README.md"
+
+
 def _list_of(kind: type) -> Callable[[str], list]:
     """Return an argparse type that reads ``a,b,c``."""
 
     def parse(text: str) -> list:
-        return [kind(word) for word in text.split(",") if word]
+        return [kind(word.strip()) for word in text.split(",") if word.strip()]
 
     parse.__name__ = f"comma-separated {kind.__name__}"
     return parse
@@ -135,6 +138,7 @@ def command_data(args: argparse.Namespace) -> int:
         print(f"{name:<17}     - missing; get it from {catalog()[name]['page']}")
     if missing:
         print("python -m ultraseg_lib data fetch NAME downloads it, or tells the steps")
+    print(OWN_DATA)
     return 0
 
 
@@ -159,7 +163,9 @@ def command_verify(args: argparse.Namespace) -> int:
     found = look_for_datasets(data_dir())
     absent = [name for name in args.names if name not in found]
     if absent or not found:
-        raise ValueError(f"no dataset {' or '.join(absent) or 'at all'} below {data_dir()}")
+        raise ValueError(
+            f"no dataset {' or '.join(absent) or 'at all'} below {data_dir()}; {OWN_DATA}"
+        )
     verdicts = [verify(found[name]) for name in args.names or found]
     for verdict in verdicts:
         result = f"{len(verdict.wrong)} WRONG" if verdict.wrong else "OK"
@@ -177,7 +183,7 @@ def command_audit(args: argparse.Namespace) -> int:
 
     found = look_for_datasets(data_dir())
     if not found:
-        raise ValueError(f"no dataset at all below {data_dir()}")
+        raise ValueError(f"no dataset at all below {data_dir()}; {OWN_DATA}")
     report, wrong = audit.run(found)
     print(report)
     return int(bool(wrong))

@@ -94,7 +94,9 @@ def _data() -> Finding:
 
     folder = data_dir()
     if not folder.is_dir():
-        return Finding("real data", f"none at {folder} (the demo needs none; see data/README.md)")
+        fix = "ULTRASEG_DATA names no folder" if "ULTRASEG_DATA" in os.environ else ""
+        none = f"none at {folder} (the demo needs none; see data/README.md)"
+        return Finding("real data", none, fix)
     try:
         found = [f"{name} {len(dataset.table)}" for name, dataset in find_datasets(folder).items()]
     except (ValueError, OSError) as error:

@@ -170,10 +170,11 @@ def _files_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
-        if path.stem in files:
-            other = files[path.stem].name
+        stem = unicodedata.normalize("NFC", path.stem)  # macOS may write it in two letters
+        if stem in files:
+            other = files[stem].name
             problems.append(f"{path}: {other} has the same name; keep one of the two")
-        files.setdefault(path.stem, path)
+        files.setdefault(stem, path)
     return files
 
 

@@ -70,6 +70,7 @@ def open_source(path: str) -> Source:
     Raises FileNotFoundError for what is not there, and ValueError for what cannot be opened, a folder
     without images, and two images whose masks would have one name.
     """
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it tries, it tells
     found = Path(path)
     if found.is_dir():
         return _open_images(sorted(found.iterdir()), found)
@@ -87,17 +88,17 @@ def open_source(path: str) -> Source:
 
 def _open_images(files: list[Path], folder: Path) -> Source:
     """Open those of ``files`` that are images."""
-    images = [
-        path
-        for path in files
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and not path.is_dir()
-    ]
+    shown = [path for path in files if not path.name.startswith(".")]
+    images = [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
     if not images:
         raise ValueError(
             f"{folder}: no images here (subfolders are not searched); they end in"
             f" {', '.join(IMAGE_SUFFIXES)}"
+        )
+    if len(images) < len(shown):
+        others = sorted(set(shown) - set(images))
+        print(
+            f"passed over: {len(others)} that are no images, as {others[0].name}", file=sys.stderr
         )
     by_stem: dict[str, Path] = {}
     for path in images:
@@ -133,7 +134,6 @@ def _open_video(path: Path) -> Source:
 
 
 def _open_camera(number: int) -> Source:
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it tries many drivers aloud
     capture = cv2.VideoCapture(number)
     if not capture.isOpened():
         raise ValueError(f"camera:{number}: no such camera, or another program is using it")

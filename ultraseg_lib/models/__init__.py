@@ -77,10 +77,11 @@ MODELS: dict[str, ModelInfo] = {row.name: row for row in _ROWS}
 def create_model(
     name: str, out_channels: int = 1, weights: str | Path | None = None, **variants: Any
 ) -> nn.Module:
-    """Build a model in training mode, its weights drawn from torch's random state.
+    """Build a model: in training mode, its weights drawn from torch's random state, or trained.
 
     `out_channels` is the width of the main head; `weights` a .safetensors file, loaded strictly, or
-    the name of the dataset whose shipped weights to take ("mixed", "kvasir_seg", ...); `variants`
+    the name of the dataset whose shipped weights to take ("mixed", "kvasir_seg", ...): the model is
+    then in evaluation mode, ready to predict; `variants`
     are arguments of the model's class (see `UltraSeg`) that replace the row's own. Raises ValueError
     for an unknown name or value and for weights that are broken or of another model, TypeError for
     an unknown variant, FileNotFoundError for weights that are not there.
@@ -90,6 +91,7 @@ def create_model(
     model = info.build(out_channels=out_channels, **{**info.options, **variants})
     if weights is not None:
         _load(model, find_weights(info.name, weights), info)
+        model.eval()  # in training mode BatchNorm would take the statistics of the image
     return model
 
 
