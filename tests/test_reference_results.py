@@ -5,6 +5,7 @@ import pytest
 
 from ultraseg_lib import metrics, study
 from ultraseg_lib.data.splits import committed_hash
+from ultraseg_lib.models import create_model
 from ultraseg_lib.training import predict_probs
 
 pytestmark = pytest.mark.usefixtures("committed_outputs")
