@@ -10,8 +10,8 @@ echo "== demo study"
 python -m ultraseg_lib study --profile demo
 export OMP_NUM_THREADS=1
 
-echo "== pytest in two halves: what trains or starts programs (and the claims, for balance), and the rest"
-starting=(tests/test_{ablation,benchmark,command_line,engines,notebooks,study,teaching,training}.py)
+echo "== pytest in two halves: what runs studies or starts programs (and the claims, for balance), and the rest"
+starting=(tests/test_{ablation,benchmark,command_line,engines,notebooks,study,teaching}.py)
 starting+=(tests/test_{claims,widgets_in_browser}.py)
 half() {
     local words=("${starting[@]}" -p no:cacheprovider)
