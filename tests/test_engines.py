@@ -24,6 +24,12 @@ def tiny_plan(**changes) -> study.Profile:
     return replace(plan, **{"image_size": 32, "generated": {"count": 40, "seed": 1}} | changes)
 
 
+@pytest.fixture(autouse=True)
+def one_thread_a_run(monkeypatch):
+    """Two threads wait for each other where other programs run, as the other half of the tests."""
+    monkeypatch.setattr(engines, "usable_cores", lambda: 1)
+
+
 def test_a_student_waits_for_its_teacher(outputs):
     plan = tiny_plan(models=("unet_tiny+kd_logits",), teacher="ultraseg_108k")
     runs = study.plan_grids(plan, ["main"])
@@ -100,8 +106,6 @@ def kill_when(find, deadline: float = 60) -> threading.Thread:
 
 
 def test_a_killed_process_fails_its_run_only_and_the_run_goes_on(outputs, monkeypatch):
-    # One thread a run: two wait for each other where other programs run.
-    monkeypatch.setattr(engines, "usable_cores", lambda: 1)
     plan = tiny_plan(epochs=30)  # it must not end before it is killed
     victim, other = study.plan_runs(plan)
     pids = {}
