@@ -40,9 +40,9 @@ def bootstrap_interval(
     Each resample draws seeds with replacement, then images with replacement, those of a group all or
     none: frames of a video that is hard are hard together (a cluster bootstrap; of few groups it
     still says too much). The drawn images are the same for every drawn seed: an image that is hard
-    for one run is hard for all, so runs do not make the test set larger. One seed fewer is drawn than there are: as many would
-    understate the variance between seeds, of two by half (Rao and Wu 1988). With one run only images
-    are drawn. Two or three seeds still show little of that spread: read such an interval as a lower
+    for one run is hard for all, so runs do not make the test set larger. One seed fewer is drawn
+    than there are: as many would understate the variance between seeds, of two by half (Rao and Wu
+    1988). With one run only images are drawn. Two or three seeds still show little of that spread: read such an interval as a lower
     bound.
 
     Args:
@@ -95,8 +95,8 @@ def paired_test(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> 
     """Test whether two models score alike on the same images.
 
     If they do, the sign of each image's difference is a coin toss (of each group's, where images go
-    together: see `bootstrap_interval`): the p-value is the two-sided share of sign flips (all, or 9999 random ones) whose mean difference is at least as far
-    from 0. Unlike Wilcoxon's test it speaks of the mean that tables print and needs no rule for
+    together: see `bootstrap_interval`): the p-value is the two-sided share of sign flips (all, or
+    9999 random ones) whose mean difference is at least as far from 0. Unlike Wilcoxon's test it speaks of the mean that tables print and needs no rule for
     ties. Several seeds are averaged per image first, so the p-value speaks of these trained
     models on new images; the interval also draws the seeds (see `difference_interval`).
 

@@ -442,7 +442,7 @@ def _note_commit(run: Run, commit: str | None) -> dict[str, str | None]:
 
 
 def trained_weights(run: Run) -> Path:
-    """Return the weights file of a run; raise FileNotFoundError where the run is not finished."""
+    """Return the weights file of a run; raise FileNotFoundError where it is not finished or they are gone."""
     if not run.is_complete:
         raise FileNotFoundError(f"{run.run_id} is not finished; train it first")
     return _weights_of(run)

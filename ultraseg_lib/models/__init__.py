@@ -81,10 +81,10 @@ def create_model(
 
     `out_channels` is the width of the main head; `weights` a .safetensors file, loaded strictly, or
     the name of the dataset whose shipped weights to take ("mixed", "kvasir_seg", ...): the model is
-    then in evaluation mode, ready to predict; `variants`
-    are arguments of the model's class (see `UltraSeg`) that replace the row's own. Raises ValueError
-    for an unknown name or value and for weights that are broken or of another model, TypeError for
-    an unknown variant, FileNotFoundError for weights that are not there.
+    then in evaluation mode, ready to predict; `variants` are arguments of the model's class (see
+    `UltraSeg`) that replace the row's own. Raises ValueError for an unknown name or value and for
+    weights that are broken or of another model, TypeError for an unknown variant, FileNotFoundError
+    for weights that are not there.
     """
     info = find_model(name)
     _check_variants(info, variants)

@@ -114,9 +114,9 @@ def dice_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def videos(images: Iterable[tuple[str, str]]) -> list[str] | None:
-    """Return the video of each image (test_set, image_id), by which intervals draw; None: none is told.
+    """Return the video of each image (test_set, image_id), by which intervals draw.
 
-    An image of which no video is told is alone.
+    An image of which no video is told is alone; None where that is true of all.
     """
     images = [(name.partition("@")[0], image_id) for name, image_id in images]
     told = [sequences(name).get(image_id) for name, image_id in images]
@@ -200,8 +200,8 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
     Keys: PAIRED, where dice and batch (batch_pooled_dice) are means of either side on those seeds,
     difference is the mean Dice one - other, low and high its 95 % bootstrap interval over images
-    (or `videos`) and seeds, p that of the sign-flip test (see `statistics.paired_test`). Raises ValueError where
-    the images differ.
+    (or `videos`) and seeds, p that of the sign-flip test (see `statistics.paired_test`). Raises
+    ValueError where the images differ.
     """
     a, b = dice_by_seed(one), dice_by_seed(other)
     seeds = a.index.intersection(b.index)
