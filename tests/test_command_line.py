@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -376,6 +377,16 @@ def test_force_loses_nothing_when_the_engine_cannot_start(command, monkeypatch, 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main([command, "--force", "--engine", "ray"]) == 2
     assert "[cluster]" in capsys.readouterr().err
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # no one listens here
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        assert main(["study", "--engine", "ray"]) == 2
+    assert f"no one answers at {address}" in capsys.readouterr().err
 
 
 def test_check_passes_here_and_finds_a_fault(capsys, monkeypatch, outputs):

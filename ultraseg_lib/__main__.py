@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import json
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -254,6 +255,16 @@ def _check_engine(args: argparse.Namespace) -> None:
         )
     if importlib.util.find_spec("ray") is None:
         raise ValueError("--engine ray: Ray is not here; .venv/bin/pip install -e '.[cluster]'")
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:  # Ray itself would try for minutes, and then abort
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise ValueError(
+                f"RAY_ADDRESS: no one answers at {address} ({error}); start the cluster (ray start"
+                " --head), or unset RAY_ADDRESS for one on this machine"
+            ) from error
 
 
 def _refuse_frozen(profile: "Profile") -> None:
