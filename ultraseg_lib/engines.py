@@ -196,7 +196,8 @@ class LocalPool:
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.context = multiprocessing.get_context(kind)
         if kind == "forkserver":
-            self.context.set_forkserver_preload(["ultraseg_lib.engines"])
+            # the second: what PyTorch would import with the first optimizer, seconds in every run
+            self.context.set_forkserver_preload(["ultraseg_lib.engines", "torch._dynamo"])
         self.active: dict[Run, tuple[BaseProcess, Connection]] = {}
 
     def __enter__(self) -> "LocalPool":
