@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# What ./run_all.sh --test does: the demo study, pytest, then every notebook against its outputs.
+# What ./run_all.sh --test does: the demo study, then nbval (every notebook against its outputs) and pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source tests/side_by_side.sh
 marker="not slow"
 [ "${1:-no}" = yes ] && marker=""
 
@@ -10,19 +9,7 @@ echo "== demo study"
 python -m ultraseg_lib study --profile demo
 export OMP_NUM_THREADS=1
 
-echo "== pytest in two halves: what runs studies or starts programs (and the claims, for balance), and the rest"
-starting=(tests/test_{ablation,benchmark,command_line,engines,notebooks,study,teaching}.py)
-starting+=(tests/test_{claims,widgets_in_browser}.py)
-half() {
-    local words=("${starting[@]}" -p no:cacheprovider)
-    [ "$1" = starting ] || words=("${starting[@]/#/--ignore=}")
-    exec python -m pytest -q -m "$marker" --durations=15 "${words[@]}"
-}
-side_by_side half starting others
-
-echo "== nbval, even and odd notebooks side by side"
-check() {
-    exec python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg -q \
-        notebooks/?["$1"]_*.ipynb
-}
-side_by_side check 02468 13579
+echo "== nbval and pytest, two files at a time (notebook 09 first: notebook 12 reads what it measures)"
+exec python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider \
+    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+    -m "$marker" --durations=15 notebooks/09_*.ipynb notebooks/0[0-8]_*.ipynb notebooks/1?_*.ipynb tests

@@ -2,16 +2,13 @@
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 
 from ultraseg_lib import check, notebooks, study
@@ -32,45 +29,6 @@ def test_script_explains_every_option():
     options = re.findall(r"--[a-z]+", " ".join(cases))
     assert {"--profile", "--engine", "--all", "--help"} <= set(options)
     assert not [option for option in options if f"{option} " not in done.stdout]
-
-
-SIDE_BY_SIDE = f"""set -euo pipefail
-source {ROOT}/tests/side_by_side.sh
-work() {{ exec bash -c "$1"; }}
-side_by_side work """
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "said"),
-    [("'echo a' 'echo b'", 0, "b\na\n"), ("'echo a; exit 3' 'echo b'", 3, "b\na\n"),
-     ("'echo a' 'exit 4'", 4, "a\n"), ("'echo a' 'echo b'; side_by_side work true true", 0, "b\na\n")],
-)  # fmt: skip
-def test_two_halves_of_a_check_fail_if_either_fails(words, status, said, tmp_path):
-    done = subprocess.run(
-        ["bash", "-c", SIDE_BY_SIDE + words], env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (status, said)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_ctrl_c_ends_both_halves_of_a_check(tmp_path):
-    """A shell starts background commands deaf to Ctrl-C."""
-    words = " ".join(f"'>{tmp_path}/{name}; exec sleep 60'" for name in "ab")  # each one process
-    process = psutil.Popen(
-        ["bash", "-c", SIDE_BY_SIDE + words],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as from a terminal
-    )
-    until = time.monotonic() + 60
-    while len(list(tmp_path.glob("?"))) < 2 and time.monotonic() < until:
-        time.sleep(0.01)
-    family = process.children(recursive=True)
-    assert len(family) == 2
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
-    assert psutil.wait_procs(family, timeout=10)[1] == []
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import ROOT, outputs_dir
 from ultraseg_lib.report import ablation, draws, external, tables
 from ultraseg_lib.report.tables import LEVEL, READ, SIGNED, Form
+from ultraseg_lib.statistics import difference_interval
 from ultraseg_lib.study import Run
 from ultraseg_lib.variants import build_model, find_variant, model_title
 from ultraseg_lib.weights import shipped_weights
@@ -210,12 +211,12 @@ def elsewhere_results(ledger: pd.DataFrame) -> str:
 def _leads() -> pd.DataFrame:
     """Compare each UltraSeg with each other model trained alike, and 130K with 108K, on every test set.
 
-    Columns: those of `tables.compare_pairs`, and side: ahead or behind where the interval leaves
-    out zero, else undecided.
+    Columns: those of `tables.alike_pairs`, and side: ahead or behind where the interval leaves out
+    zero, else undecided.
     """
     pairs = [OURS, *((ours, other) for ours in OURS for other in MODELS if other not in OURS)]
     ledger = external.by_tested(tables.whole_models(committed_ledger()))
-    table = tables.compare_pairs(ledger, pairs, external.ALIKE)
+    table = pd.DataFrame(tables.alike_pairs(ledger, pairs, external.ALIKE, difference_interval))
     side = np.select([table["low"] > 0, table["high"] < 0], SIDES[:2], SIDES[2])
     return table.assign(side=side)
 

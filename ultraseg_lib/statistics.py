@@ -42,8 +42,8 @@ def bootstrap_interval(
     still says too much). The drawn images are the same for every drawn seed: an image that is hard
     for one run is hard for all, so runs do not make the test set larger. One seed fewer is drawn
     than there are: as many would understate the variance between seeds, of two by half (Rao and Wu
-    1988). With one run only images are drawn. Two or three seeds still show little of that spread: read such an interval as a lower
-    bound.
+    1988). With one run only images are drawn. Two or three seeds still show little of that spread:
+    read such an interval as a lower bound.
 
     Args:
         values: (images,) or (seeds, images), finite.
@@ -96,9 +96,10 @@ def paired_test(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> 
 
     If they do, the sign of each image's difference is a coin toss (of each group's, where images go
     together: see `bootstrap_interval`): the p-value is the two-sided share of sign flips (all, or
-    9999 random ones) whose mean difference is at least as far from 0. Unlike Wilcoxon's test it speaks of the mean that tables print and needs no rule for
-    ties. Several seeds are averaged per image first, so the p-value speaks of these trained
-    models on new images; the interval also draws the seeds (see `difference_interval`).
+    9999 random ones) whose mean difference is at least as far from 0. Unlike Wilcoxon's test it
+    speaks of the mean that tables print and needs no rule for ties. Several seeds are averaged per
+    image first, so the p-value speaks of these trained models on new images; the interval also
+    draws the seeds (see `difference_interval`).
 
     Args:
         a: (images,) or (seeds, images), finite.
@@ -160,7 +161,7 @@ def _percentiles(mean: np.float64, drawn: NDArray[np.float64]) -> Interval:
     return Interval(float(mean), float(low), float(high))
 
 
-@lru_cache(maxsize=32)  # tables ask for the same draws again and again
+@lru_cache(maxsize=64)  # tables ask for the same draws again and again
 def _draws(shape: tuple[int, int], resamples: int, side: int = 0) -> list[NDArray[np.uint16]]:
     """How often each resample draws each seed and each group of images: the weights of its mean."""
     rng = np.random.default_rng(side)
@@ -191,7 +192,9 @@ def _means(
     sums: NDArray[np.float64], sizes: NDArray[np.float64],
     seeds: NDArray[np.uint16], groups: NDArray[np.uint16],
 ) -> NDArray[np.float64]:  # fmt: skip
-    return np.sum((seeds @ sums) * groups, axis=1) / (seeds[0].sum() * (groups @ sizes))
+    """The mean of each resample, from the sums of the drawn groups: (seeds, groups), sizes (groups,)."""
+    drawn = groups @ np.column_stack([*sums, sizes])  # (resamples, seeds + 1)
+    return np.sum(drawn[:, :-1] * seeds, axis=1) / (seeds[0].sum() * drawn[:, -1])
 
 
 def _seeds_by_images(values: ArrayLike) -> NDArray[np.float64]:

@@ -194,14 +194,17 @@ def groups(table: pd.DataFrame) -> list[pd.DataFrame]:
     return sorted(found, key=len, reverse=True)
 
 
-def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
+def paired(
+    one: pd.DataFrame, other: pd.DataFrame, compare: Callable = paired_test
+) -> dict[str, float]:
     """Compare two trainings image by image on the seeds that both have; empty where they share none.
 
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
     Keys: PAIRED, where dice and batch (batch_pooled_dice) are means of either side on those seeds,
     difference is the mean Dice one - other, low and high its 95 % bootstrap interval over images
-    (or `videos`) and seeds, p that of the sign-flip test (see `statistics.paired_test`). Raises
-    ValueError where the images differ.
+    (or `videos`) and seeds, p that of the sign-flip test; ``compare``: `statistics.paired_test`, or
+    `difference_interval` for all but p, which takes most of the time. Raises ValueError where the
+    images differ.
     """
     a, b = dice_by_seed(one), dice_by_seed(other)
     seeds = a.index.intersection(b.index)
@@ -212,8 +215,8 @@ def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     groups = videos(a.columns)
     a, b = a.loc[seeds].to_numpy(), b.loc[seeds, a.columns].to_numpy()
     batch = (x.loc[x["seed"].isin(seeds), "batch_pooled_dice"].mean() for x in (one, other))
-    values = (*a.shape, a.mean(), b.mean(), *batch, *paired_test(a, b, groups))
-    return dict(zip(PAIRED, values, strict=True))
+    values = (*a.shape, a.mean(), b.mean(), *batch, *compare(a, b, groups=groups))
+    return dict(zip(PAIRED, values, strict=False))  # p is the last
 
 
 def with_findings(
@@ -242,18 +245,29 @@ def compare_pairs(
 ) -> pd.DataFrame:
     """Compare models with baselines that are alike in the columns ``within``; see `with_findings`.
 
-    A pair without a seed in common is left out. Columns: ``within``, model, baseline, then those of
-    `with_findings`, corrected for the pairs of each group.
+    Columns: those of `alike_pairs`, then of `with_findings`, corrected for the pairs of each group.
+    """
+    rows = alike_pairs(ledger, pairs, within, paired_test)
+    return with_findings(rows, [*within, "model", "baseline"], within)
+
+
+def alike_pairs(
+    ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]], within: Sequence[str], compare: Callable
+) -> list[dict[str, Any]]:
+    """Return a row for each model and baseline that are alike in the columns ``within``.
+
+    Keys: ``within``, model, baseline, then those of `paired`, to which ``compare`` goes. A pair
+    without a seed in common is left out.
     """
     rows, pairs = [], list(pairs)
     for alike, group in ledger.groupby([*within], sort=False):
         models = dict(list(group.groupby("model")))
         for model, baseline in pairs:
             if model in models and baseline in models:
-                test = paired(models[model], models[baseline])
+                test = paired(models[model], models[baseline], compare)
                 keys = dict(zip(within, alike, strict=True), model=model, baseline=baseline)
                 rows += [keys | test] if test else []
-    return with_findings(rows, [*within, "model", "baseline"], within)
+    return rows
 
 
 def _change(a: Sequence[Any], b: Sequence[Any]) -> dict[str, str]:
