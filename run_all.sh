@@ -94,6 +94,7 @@ make_environment() {
 }
 
 install_packages() {
+    # not compiled: Python does that as it imports, and most of these files are never imported
     local pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile)
     local torch
     torch=$(grep '^torch==' requirements.lock)
@@ -104,9 +105,7 @@ install_packages() {
             --index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
             echo "   the CPU build of PyTorch is out of reach; taking the default one"
     fi
-    "${pip[@]}" --constraint requirements.lock --editable '.[deploy,gpu,cluster,app,dev]' || return
-    # pip compiles on one core; some packages hold templates that are no Python, hence "or true"
-    .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
+    "${pip[@]}" --constraint requirements.lock --editable '.[deploy,gpu,cluster,app,dev]'
 }
 
 set_up() {
