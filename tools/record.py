@@ -221,7 +221,7 @@ def _leads() -> pd.DataFrame:
     return table.assign(side=side)
 
 
-def _small_leads() -> pd.DataFrame:
+def small_leads() -> pd.DataFrame:
     """Return the rows of `_leads` over the models of `SMALL` by `RULES`."""
     table = _leads()
     rules = pd.MultiIndex.from_frame(table[["recipe", "protocol"]]).isin([*RULES.values()])
@@ -269,7 +269,7 @@ def leads() -> str:
 def leads_told() -> str:
     """Return on which test sets each UltraSeg is ahead of the models of `SMALL`, by `RULES`."""
     rows = []
-    for key, group in _small_leads().groupby(PAIR):
+    for key, group in small_leads().groupby(PAIR):
         names = group.set_index("tested")["side"]
         sides = (_in_order(names.index[names == side]) for side in SIDES)
         told = (", ".join(map(dataset_title, side)) or "none" for side in sides)
@@ -285,7 +285,7 @@ def lead_rows() -> pd.DataFrame:
     behind or undecided, per image; with _elsewhere: on how many of the other test sets it is ahead
     and behind, per image, in words.
     """
-    table = _small_leads().query("model == @OURS[0] and dataset in @BOTH")
+    table = small_leads().query("model == @OURS[0] and dataset in @BOTH")
     table = tables.settled(table, ["recipe", "dataset", "baseline", "tested"])
     rules = ["recipe", "protocol", "dataset", "baseline"]
     own = table[table["tested"] == table["dataset"]].set_index(rules).sort_index()
