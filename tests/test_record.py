@@ -136,7 +136,8 @@ def test_leads_are_differences_of_the_tables_beside_the_papers():
 def test_where_it_is_ahead_is_told_as_the_intervals_have_it():
     pair = ("models", "trained on", "recipe, epochs, protocol", "seeds")
     told = {tuple(row[key] for key in pair): row for row in table_of(block("leads_told"))}
-    assert len(told) == 2 * 2 * 2 * 2  # models, rivals, datasets, rules
+    settings = {(*key[:2], key[2].split(",")[0]) for key in told}  # whatever the length
+    assert len(settings) == 2 * 2 * 2 * 2  # models, rivals, datasets, rules
     for row in table_of(block("leads")):
         sides = told.get(tuple(row[key] for key in pair))
         for name in [dataset_title(each) for each in (*MIXED[:3], *EXTERNAL)] if sides else []:
@@ -205,6 +206,7 @@ def test_steps_of_the_ladder_stand_beside_the_printed_ones():
     assert step["paper, per batch of 4"] == f"{0.6940 - 0.6146:+.3f}"
     ledger = study.read_ledger("reference")
     here = ledger[(ledger["recipe"] == "strong") & (ledger["test_set"] == "kvasir_seg")]
+    here = here[here["epochs"] == int(step[head[1]].split(", ")[1])]
     here = here[here["seed"].isin(here.loc[here["model"] == "unet_tiny", "seed"])]  # both have them
     means = here[here["dataset"] == "kvasir_seg"].groupby("model")["batch_pooled_dice"].mean()
     assert step["per batch of 4"] == f"{means['lbunet'] - means['unet_tiny']:+.3f}"
