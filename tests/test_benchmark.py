@@ -251,13 +251,15 @@ def test_machines_of_the_record_stand_side_by_side(monkeypatch, tmp_path):
         usual = {"model": "ultraseg_130k", "precision": "float32", "threads": 1, "isa": "all"}
         return usual | {"backend": backend, "median_ms": ms, "speedup": 20 / ms} | other
 
-    machines = [("Large(R) Processor", 4.0), ("Small", 8.0), ("Small", 12.0)]  # one twice
-    for number, (cpu, ms) in enumerate(machines):
+    wide, narrow = ["avx2", "avx512f"], ["avx2"]
+    machines = [("Large(R) Processor", wide, 4.0), ("Large(R) Processor", narrow, 5.0),
+                ("Small", [], 8.0), ("Small", [], 12.0)]  # fmt: skip  # the last one twice
+    for number, (cpu, sets, ms) in enumerate(machines):
         rows = [row("eager", 20.0), row("native", ms), row("native", 1.0, threads=2)]
         path = tmp_path / "bench" / f"{number}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"cpu": cpu, "rows": rows}))
+        path.write_text(json.dumps({"cpu": cpu, "instruction_sets": sets, "rows": rows}))
     monkeypatch.setattr(benchmark_figures, "outputs_dir", lambda folder: tmp_path)
     table = benchmark_figures.recorded_machines().xs(("float32", "own kernels"))
-    assert table["median, ms"].to_dict() == {"Large": 4.0, "Small": 10.0}
-    assert table["× plain PyTorch"].round(3).to_dict() == {"Large": 5.0, "Small": 2.083}
+    assert table["median, ms"].to_dict() == {"Large": 4.0, "Large, AVX2": 5.0, "Small": 10.0}
+    assert table["× plain PyTorch"].round(3)["Small"] == 2.083

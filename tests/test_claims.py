@@ -474,7 +474,7 @@ def bench(outputs, size: int = 256, cpu: str = "some CPU", **times: float) -> Ev
         for backend, threads, isa, ms in (("eager", 1, "all", time), ("eager", 1, "avx2", 900),
                                           ("eager", 2, "all", 1), ("openvino", 1, "all", time / 4))
     ]  # fmt: skip
-    result = {"cpu": cpu, "protocol": {"image_size": size}, "rows": lines}
+    result = {"cpu": cpu, "instruction_sets": [], "protocol": {"image_size": size}, "rows": lines}
     write_json(outputs / "demo" / "bench" / "bench.json", result)
     return Evidence("demo")
 

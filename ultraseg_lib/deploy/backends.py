@@ -21,7 +21,8 @@ BACKENDS = {  # all but the first run the exact inference form, main head only
 }
 PACKAGES = {"onnx": ("onnx",), "onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}  # fmt: skip
 REDUCIBLE = ("openvino", "native")  # they do bfloat16 too
-LIMITABLE = ("eager", "inference", "openvino")  # OpenVINO in all but its element-wise kernels
+# OpenVINO in all but its element-wise kernels
+LIMITABLE = ("eager", "inference", "openvino", "native")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
 
 Runner = Callable[[np.ndarray], np.ndarray]

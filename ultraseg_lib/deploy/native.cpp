@@ -1,4 +1,5 @@
-// The few loops that UltraSeg needs, on one core: sixteen channels at a time.
+// The few loops that UltraSeg needs, on one core: a register of channels at a time, sixteen (AVX-512)
+// or eight (AVX2). Features are padded to sixteen.
 // Features lie as (row, column, channel); `rs` is the distance of two rows, `ps` of two pixels, in
 // floats. Borders are zeros around the feature in memory, so that no loop asks where it is.
 // Convolutions also read bfloat16 (`half`): two neighbouring channels stand where a float would.
@@ -14,8 +15,13 @@
 #define HAS_TILES
 #endif
 
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(64)));
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef float half_vec __attribute__((vector_size(32)));
 typedef float quarter_vec __attribute__((vector_size(16)));
 #define EACH(i, n) for (int i = 0; i < (n); i++)
@@ -26,20 +32,35 @@ INLINE vec load(const float* p) { return *(const vec*)p; }
 INLINE void store(float* p, vec v) { *(vec*)p = v; }
 INLINE vec all(float x) { return x - (vec){}; }
 
-INLINE float sum(vec v) {
-    half_vec a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                 __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    quarter_vec b = __builtin_shufflevector(a, a, 0, 1, 2, 3) +
-                    __builtin_shufflevector(a, a, 4, 5, 6, 7);
-    return (b[0] + b[1]) + (b[2] + b[3]);
+#ifdef __AVX512F__
+INLINE half_vec fold(vec v) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
 }
-
 INLINE half_vec halves(vec v, vec w) {  // sums of four: of v in the low half, of w in the high
     vec a = __builtin_shufflevector(v, w, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
             __builtin_shufflevector(v, w, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
     return __builtin_shufflevector(a, a, 0, 1, 2, 3, 8, 9, 10, 11) +
            __builtin_shufflevector(a, a, 4, 5, 6, 7, 12, 13, 14, 15);
 }
+INLINE vec eights(vec a, vec b) {  // the first eight of both
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+}
+#else
+INLINE half_vec fold(vec v) { return v; }
+INLINE vec eights(vec a, vec) { return a; }
+INLINE half_vec halves(vec v, vec w) {
+    return __builtin_shufflevector(v, w, 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(v, w, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+#endif
+INLINE float sum(vec v) {
+    half_vec a = fold(v);
+    quarter_vec b = __builtin_shufflevector(a, a, 0, 1, 2, 3) +
+                    __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    return (b[0] + b[1]) + (b[2] + b[3]);
+}
+
 INLINE vec exponential(vec x) {  // e^x, relative error below 2e-7
     x = x < -87.f ? all(-87.f) : x > 88.f ? all(88.f) : x;
     vec t = x * 1.44269504f;
@@ -113,21 +134,21 @@ INLINE void tile_sums(const Conv&, const float*, const float*, const float*, lon
 
 enum Kind { FLOAT, HALF, TILES };  // what a convolution multiplies with
 
-// N x 16 outputs of P neighbouring pixels: `run` inputs (columns x channels) from each of the rows.
+// N x LANES outputs of P neighbouring pixels: `run` inputs (columns x channels) from each of the rows.
 template <int N, int P, Kind K>
 INLINE void pixels(const Conv& c, const float* weight, const float* bias, const float* src, long rs,
                    long ps, float* dst, long dps, const float* residual, long rps, vec* s, vec* q) {
     vec acc[P][N];
     if (K == TILES) tile_sums<N>(c, weight, bias, src, rs, ps, acc[0]);
     else {
-        UNROLL(p, P) UNROLL(n, N) acc[p][n] = load(bias + 16 * n);
+        UNROLL(p, P) UNROLL(n, N) acc[p][n] = load(bias + LANES * n);
         int y = c.rows;
         do {
             const float* from = src;
             int j = c.run;
             do {
                 vec w[N];
-                UNROLL(n, N) w[n] = load(weight + 16 * n);
+                UNROLL(n, N) w[n] = load(weight + LANES * n);
                 UNROLL(p, P) UNROLL(n, N) {
                     if (K == HALF) add_pair(acc[p][n], from + p * ps, w[n]);
                     else acc[p][n] += from[p * ps] * w[n];
@@ -137,11 +158,11 @@ INLINE void pixels(const Conv& c, const float* weight, const float* bias, const 
             src += rs;
         } while (--y);
     }
-    if (residual) UNROLL(p, P) UNROLL(n, N) acc[p][n] += load(residual + p * rps + 16 * n);
-    if (dst) UNROLL(p, P) UNROLL(n, N) store(dst + p * dps + 16 * n, acc[p][n]);
+    if (residual) UNROLL(p, P) UNROLL(n, N) acc[p][n] += load(residual + p * rps + LANES * n);
+    if (dst) UNROLL(p, P) UNROLL(n, N) store(dst + p * dps + LANES * n, acc[p][n]);
     if (c.activation) EACH(p, P) EACH(n, N) {
-        vec v = load(dst + p * dps + 16 * n);
-        store(dst + p * dps + 16 * n, c.activation == 1 ? gelu(v) : v > 0.f ? v : (vec){});
+        vec v = load(dst + p * dps + LANES * n);
+        store(dst + p * dps + LANES * n, c.activation == 1 ? gelu(v) : v > 0.f ? v : (vec){});
     }
     if (s) UNROLL(n, N) {
         vec even = acc[0][n], odd = acc[1 % P][n], squares = even * even, odd_squares = odd * odd;
@@ -170,12 +191,16 @@ static void rows(const Conv& c, int first, View in, View out, View add, int heig
         for (; x + P <= width; x += P)
             pixels<N, P, K>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
                             stats ? s : nullptr, q);
+        if constexpr (P == 6)
+            for (; x + 2 <= width; x += 2)
+                pixels<N, 2, K>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
+                                stats ? s : nullptr, q);
         for (; x < width; x++)
             pixels<N, 1, K == TILES ? HALF : K>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps,
                                                 plus(x), add.ps, stats ? s : nullptr, q);
-        if (stats) EACH(n, N) EACH(i, 16) {
-            stats[first + 16 * n + i] += s[n][i];
-            stats[c.out + first + 16 * n + i] += q[n][i];
+        if (stats) EACH(n, N) EACH(i, LANES) {
+            stats[first + LANES * n + i] += s[n][i];
+            stats[c.out + first + LANES * n + i] += q[n][i];
         }
     }
 }
@@ -191,8 +216,9 @@ static Rows choose(long ps) {
 static void apply(const Conv& c, View in, View out, View add, int height, int width, double* stats) {
     const bool tiles = c.pairs && width >= 16;
     if (tiles) shape_tiles(c.pairs);
-    for (int first = 0, n; first < c.out; first += 16 * n) {
+    for (int first = 0, n; first < c.out; first += LANES * n) {
         const int left = c.out - first;
+#ifdef __AVX512F__  // 32 registers
         n = left % 48 == 0 ? 3 : tiles && left % 64 == 0 ? 4 : left % 32 == 0 ? 2 : 1;
         Rows run = tiles    ? (n == 4   ? rows<4, 16, TILES, 0>
                                : n == 3 ? rows<3, 16, TILES, 0>
@@ -204,14 +230,18 @@ static void apply(const Conv& c, View in, View out, View add, int height, int wi
                             : (n == 3   ? choose<3, 8, FLOAT, 16, 48, 64, 96>(in.ps)
                                : n == 2 ? choose<2, 8, FLOAT, 48, 64, 96>(in.ps)
                                         : choose<1, 16, FLOAT, 6, 8, 12, 16, 32>(in.ps));
+#else  // 16 registers
+        n = 2;
+        Rows run = choose<2, 6, FLOAT, 6, 8, 12, 16, 32, 48, 64, 96>(in.ps);
+#endif
         run(c, first, in, out, add, height, width, stats);
     }
 }
 
 extern "C" {
 
-int is_fast() {  // sixteen lanes on narrower registers are slower than any other backend
-#ifdef __AVX512F__
+int is_fast() {  // on narrower registers eight lanes are slower than any other backend
+#if defined(__AVX2__) && defined(__FMA__)
     return 1;
 #else
     return 0;
@@ -273,19 +303,20 @@ void scale_inputs(const float* weight, const float* scale, int taps, int in, int
 
 // Eq. 2, the EDB: branches of dilation 1, 2, 3, then the 1x1 and the residual, row by row.
 // `weight` [dilation][tap][channel of the group][group]; input channels ordered (of the group, group).
-void dilated(const float* weight, const Conv* mix, const View* in, const View* out, int third,
-             int height, int width, float* line, double* stats) {
+void dilated(const float* weight, const Conv* mix, const View* in, const View* out, int height,
+             int width, float* line, double* stats) {
+    constexpr int third = 16, ps = 3 * third;  // UltraSeg's 48 channels
     EACH(i, 2 * mix->out) stats[i] = 0;
     EACH(y, height) {
-        EACH(d, 3) for (int g = 0; g < third; g += 16)
+        EACH(d, 3) for (int g = 0; g < third; g += LANES)
             for (int x = 0; x < width; x += 8) {
                 vec acc[8] = {};
                 EACH(t, 9) {
                     const float* src = in->at + (y + (t / 3 - 1) * (d + 1)) * in->rs +
-                                       (x + (t % 3 - 1) * (d + 1)) * in->ps + g;
+                                       (x + (t % 3 - 1) * (d + 1)) * ps + g;
                     EACH(k, 3) {
                         vec w = load(weight + ((d * 9 + t) * 3 + k) * third + g);
-                        EACH(p, 8) acc[p] += w * load(src + p * in->ps + k * third);
+                        EACH(p, 8) acc[p] += w * load(src + p * ps + k * third);
                     }
                 }
                 EACH(p, 8) store(line + (x + p) * 3 * third + d * third + g, acc[p]);
@@ -299,11 +330,11 @@ void dilated(const float* weight, const Conv* mix, const View* in, const View* o
 // GSA up to its second norm: norm, map, norm, over the channels of each pixel.
 void attend(const View* in, const View* out, int channels, int height, int width, const float* gain,
             const float* offset) {
-    const int n = channels / 16;
-    vec v[32];
+    const int n = channels / LANES;
+    vec v[512 / LANES];
     EACH(y, height) EACH(x, width) {
         const float* src = in->at + y * in->rs + x * in->ps;
-        EACH(i, n) v[i] = load(src + 16 * i);
+        EACH(i, n) v[i] = load(src + LANES * i);
         EACH(twice, 2) {
             vec s = {}, q = {};
             EACH(i, n) s += v[i];
@@ -311,17 +342,17 @@ void attend(const View* in, const View* out, int channels, int height, int width
             EACH(i, n) v[i] -= mean, q += v[i] * v[i];
             float scale = 1 / std::sqrt(sum(q) / channels + 1e-6f);
             if (twice) EACH(i, n) v[i] *= scale;
-            else EACH(i, n) v[i] = v[i] * scale * load(gain + 16 * i) + load(offset + 16 * i);
+            else EACH(i, n) v[i] = v[i] * scale * load(gain + LANES * i) + load(offset + LANES * i);
         }
         gain += channels, offset += channels;
-        EACH(i, n) store(out->at + y * out->rs + x * out->ps + 16 * i, v[i]);
+        EACH(i, n) store(out->at + y * out->rs + x * out->ps + LANES * i, v[i]);
     }
 }
 
 // gelu(3x3 depthwise + constant): `weight` [tap][channel], `constant` as the feature.
 void depthwise(const View* in, const View* out, int channels, int height, int width,
                const float* weight, const float* constant) {
-    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16, constant += 16) {
+    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += LANES, constant += LANES) {
         vec acc = load(constant);
         EACH(t, 9) acc += load(weight + t * channels + c) *
                           load(in->at + (y + t / 3 - 1) * in->rs + (x + t % 3 - 1) * in->ps + c);
@@ -331,7 +362,7 @@ void depthwise(const View* in, const View* out, int channels, int height, int wi
 
 void pool(const View* in, const View* out, int channels, int height, int width, const float* scale,
           const float* shift) {
-    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16) {
+    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += LANES) {
         vec best = all(-3e38f);
         EACH(k, 4) {
             vec v = load(in->at + (2 * y + k / 2) * in->rs + (2 * x + k % 2) * in->ps + c);
@@ -347,7 +378,7 @@ struct Corner { int32_t low, high; float share; };  // bilinear, corners on corn
 // One row of `n` floats between two rows of a feature without a border.
 INLINE void mix_rows(const View& in, const Corner& v, long n, float* line) {
     const float *a = in.at + v.low * in.rs, *b = in.at + v.high * in.rs;
-    for (long i = 0; i < n; i += 16) store(line + i, load(a + i) + (load(b + i) - load(a + i)) * v.share);
+    for (long i = 0; i < n; i += LANES) store(line + i, load(a + i) + (load(b + i) - load(a + i)) * v.share);
 }
 INLINE vec mixed(const float* line, long ps, const Corner& h) {
     vec low = load(line + h.low * ps);
@@ -357,7 +388,7 @@ void resize(const View* in, const View* out, int channels, int height, int width
             const Corner* h, float* line) {
     EACH(y, height) {
         mix_rows(*in, v[y], in->rs, line);
-        EACH(x, width) for (int c = 0; c < channels; c += 16)
+        EACH(x, width) for (int c = 0; c < channels; c += LANES)
             store(out->at + y * out->rs + x * out->ps + c, mixed(line + c, in->ps, h[x]));
     }
 }
@@ -374,7 +405,7 @@ void gate(const View* in, const View* out, float* other, int channels, int heigh
         float* row = out->at + y * out->rs;
         EACH(x, width) {
             vec r = {}, e = {};
-            for (int c = 0; c < channels; c += 16) {
+            for (int c = 0; c < channels; c += LANES) {
                 vec f = gelu(mixed(mix + c, in->ps, h[x]) * load(scale + c) + load(shift + c));
                 store(row + x * out->ps + c, f);
                 r += f * load(g->weight[0] + c), e += f * load(g->weight[1] + c);
@@ -383,12 +414,12 @@ void gate(const View* in, const View* out, float* other, int channels, int heigh
             region[x] = (both[0] + both[1]) + (both[2] + both[3]);
             edge[x] = (both[4] + both[5]) + (both[6] + both[7]);
         }
-        for (int x = 0; x < width; x += 16) {
+        for (int x = 0; x < width; x += LANES) {
             vec r = sigmoid(load(region + x) + g->bias[0]), e = sigmoid(load(edge + x) + g->bias[1]);
             store(region + x, 1.f + g->own[0] * r + g->own[1] * e);
             store(other + (long)y * width + x, 1.f + g->other[0] * r + g->other[1] * e);
         }
-        EACH(x, width) for (int c = 0; c < channels; c += 16) {
+        EACH(x, width) for (int c = 0; c < channels; c += LANES) {
             float* p = row + x * out->ps + c;
             store(p, load(p) * region[x]);
         }
@@ -397,7 +428,7 @@ void gate(const View* in, const View* out, float* other, int channels, int heigh
 
 void fuse(const View* own, const View* skip, const float* other, const View* out, int channels,
           int height, int width) {
-    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += 16)
+    EACH(y, height) EACH(x, width) for (int c = 0; c < channels; c += LANES)
         store(out->at + y * out->rs + x * out->ps + c,
               load(own->at + y * own->rs + x * own->ps + c) +
                   load(skip->at + y * skip->rs + x * skip->ps + c) * other[(long)y * width + x]);
@@ -409,7 +440,7 @@ void blend(const View* first, const View* second, const View* logits, const View
     EACH(y, height) EACH(x, width) {
         const float* l = logits->at + y * logits->rs + x * logits->ps;
         float share = 1 / (1 + std::exp(l[1] - l[0]));
-        for (int c = 0; c < channels; c += 16)
+        for (int c = 0; c < channels; c += LANES)
             store(out->at + y * out->rs + x * out->ps + c,
                   load(first->at + y * first->rs + x * first->ps + c) * share +
                       load(second->at + y * second->rs + x * second->ps + c) * (1 - share));
@@ -419,9 +450,9 @@ void attend_space(const View* in, int channels, int height, int width, float alp
     EACH(y, height) EACH(x, width) {
         float* p = in->at + y * in->rs + x * in->ps;
         vec s = {};
-        for (int c = 0; c < channels; c += 16) s += load(p + c);
+        for (int c = 0; c < channels; c += LANES) s += load(p + c);
         float gain = 1 - alpha + alpha / (1 + std::exp(-sum(s) / channels));
-        for (int c = 0; c < channels; c += 16) store(p + c, load(p + c) * gain);
+        for (int c = 0; c < channels; c += LANES) store(p + c, load(p + c) * gain);
     }
 }
 
@@ -432,18 +463,17 @@ void finish(const View* in, const View* skip, int height, int width, const float
     float* mix = line + 8 * width;
     EACH(y, height) {
         mix_rows(*in, v[y], in->rs, mix);
-        for (int x = 0; x < width; x += 2) {
-            vec a = mixed(mix, 8, h[x]), b = mixed(mix, 8, h[x + 1]);
-            vec both = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        for (int x = 0; x < width; x += LANES / 8) {
+            vec both = eights(mixed(mix, 8, h[x]), mixed(mix, 8, h[x + LANES / 8 - 1]));
             store(line + 8 * x, gelu(both * load(scale) + load(shift)));
         }
         View sums = {gates, 0, 16};
         if (heads->half) narrow(line, line, 8l * width);
         apply(*heads, {line, 0, heads->half ? 4 : 8}, sums, {}, 1, width, nullptr);
         apply(*skip_head, {skip->at + y * skip->rs, 0, skip->ps}, sums, sums, 1, width, nullptr);
-        for (int x = 0; x < width; x += 16) {
+        for (int x = 0; x < width; x += LANES) {
             vec part[4];
-            EACH(k, 4) EACH(i, 16) part[k][i] = gates[16 * (x + i) + k];
+            EACH(k, 4) EACH(i, LANES) part[k][i] = gates[16 * (x + i) + k];
             vec region = sigmoid(part[0]), edge = sigmoid(part[1]);
             store(out + (long)y * width + x,
                   (1.f + g->own[0] * region + g->own[1] * edge) * part[2] +

@@ -1,7 +1,7 @@
 """Our own kernels (`native.cpp`): compiling them for this processor, and how they see memory.
 
 `plan.Plan` runs a network with them. They are optional: `problem` says why they are not here.
-They want AVX-512; elsewhere the other backends are faster.
+They want AVX2 at least (processors of the last ten years); elsewhere other backends are faster.
 """
 
 import ctypes
@@ -92,7 +92,7 @@ def problem() -> str:
     if compiler() is None:
         return "no C++ compiler: install g++ or clang++"
     try:
-        return "" if build().is_fast() else "the kernels are written for AVX-512, which is not here"
+        return "" if build().is_fast() else "the kernels want AVX2, which is not here"
     except (RuntimeError, OSError) as error:
         return str(error)
 

@@ -296,7 +296,7 @@ class Plan:
         conv = self.conv(mix, block.mixes[0].bias.numpy()[order])
         stats, line = np.zeros(2 * len(order)), zeros(size * len(order))
         self.call("dilated", packed(torch.stack(branches)), conv, source.view(), target.view(),
-                  third, size, size, line, stats)  # fmt: skip
+                  size, size, line, stats)  # fmt: skip
         return target, stats
 
     def attention(

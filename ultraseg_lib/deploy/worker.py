@@ -27,6 +27,7 @@ LIMITS = {  # what makes the backends leave out newer instructions, read when th
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",  # convolutions of PyTorch and OpenVINO
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",  # its matrix products
+        "ULTRASEG_MARCH": "x86-64-v3",  # our own kernels
     },
 }
 

@@ -42,7 +42,7 @@ from ultraseg_lib.report.architecture_figures import (
     side_of,
     without_groupnorm,
 )
-from ultraseg_lib.report.benchmark_figures import one_core
+from ultraseg_lib.report.benchmark_figures import machine_name, one_core
 from ultraseg_lib.report.figures import PALETTE, dataset_title
 from ultraseg_lib.report.printed import (
     FAILS,
@@ -152,7 +152,7 @@ def _read_benches(profile: str) -> list[tuple[list[dict[str, Any]], str]]:
             bench = json.loads(path.read_text(encoding="utf-8"))
             if bench["protocol"]["image_size"] == IMAGE_SIZE:
                 rows = [*bench.get("table4", {}).get("rows", []), *bench["rows"]]
-                found.append((rows, f"{bench['cpu']}, benchmark of profile {folder}"))
+                found.append((rows, f"{machine_name(bench)}, benchmark of profile {folder}"))
         if found:
             return found
     return []
