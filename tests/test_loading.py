@@ -86,6 +86,17 @@ def test_a_mask_of_labels_is_named_with_the_way_out(tmp_path):
     assert not read_mask(tmp_path / "noise.jpg")[0].any()  # noise of JPEG in an empty mask
 
 
+def test_an_exif_orientation_turns_no_image_away_from_its_mask(tmp_path):
+    plain = cv2.imencode(".jpg", np.tile(np.arange(0, 240, 8, np.uint8), (20, 1)))[1].tobytes()
+    upside_down = bytes.fromhex("0112 0003 00000001 0003 0000")  # orientation, one short: 3
+    exif = b"Exif\0\0MM\0*" + bytes.fromhex("00000008 0001") + upside_down + bytes(4)
+    turned = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:]
+    for name, data in (("plain.jpg", plain), ("turned.jpg", turned)):
+        (tmp_path / name).write_bytes(data)
+    assert not np.array_equal(*(cv2.imread(str(each)) for each in sorted(tmp_path.iterdir())))
+    assert np.array_equal(*(read_image(each) for each in sorted(tmp_path.iterdir())))
+
+
 def test_corrupt_image_is_named_and_leaves_no_cache(kvasir, outputs):
     root = kvasir()
     (root / "Kvasir-SEG/images/b.jpg").write_bytes(b"not a picture")

@@ -1,8 +1,9 @@
 """The generator: same arguments, same bytes; sets as uneven as real ones; files all or nothing."""
 
-from collections import Counter
+from collections import resource
 from itertools import pairwise
 
+import Counter
 import cv2
 import numpy as np
 import pandas as pd
@@ -132,6 +133,17 @@ def test_dataset_ignores_leftovers_and_leaves_none(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         synthetic.write_dataset(tmp_path / "stopped", count=1, size=32, seed=0)
     assert {path.name for path in tmp_path.iterdir()} == {leftover.name, "synthetic"}
+
+
+def test_a_disk_that_takes_no_more_leaves_no_half_dataset(tmp_path):
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, kept[1]))  # bytes a file may have
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            synthetic.write_dataset(tmp_path / "synthetic", count=1, size=64, seed=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dataset_never_overwrites(tmp_path):

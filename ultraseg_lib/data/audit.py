@@ -43,7 +43,7 @@ def _read_thumbnail(path: str) -> np.ndarray:
     """Read a file at half its size, which a JPEG allows without decoding the rest."""
     grey = None
     if Path(path).suffix.lower() not in (".tif", ".tiff"):
-        grey = cv2.imread(path, cv2.IMREAD_REDUCED_GRAYSCALE_2)
+        grey = cv2.imread(path, cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_IGNORE_ORIENTATION)
     return thumbnail(read_image(path) if grey is None else grey)  # read_image names a broken file
 
 

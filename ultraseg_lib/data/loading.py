@@ -46,7 +46,10 @@ def check_whole(path: str | Path) -> None:
 
 
 def _decode_by_opencv(path: Path) -> np.ndarray | None:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)  # of 16 bits it keeps the upper eight
+    as_stored = (
+        cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    )  # a mask seldom has the image's EXIF
+    image = cv2.imread(str(path), as_stored)  # of 16 bits it keeps the upper eight
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -82,7 +85,7 @@ def _decode(path: Path) -> np.ndarray | None:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read one image as (H, W, 3) uint8 RGB.
+    """Read one image as (H, W, 3) uint8 RGB, as it is stored: an EXIF orientation turns nothing.
 
     Raises DataError for a file that cannot be decoded, for a TIFF of several pages or of colours other
     than RGB, and for one of 16 bits of which the upper two are empty.

@@ -650,9 +650,10 @@ def write_dataset(
 ) -> pd.DataFrame:
     """Writes `images/`, `masks/` and `table.csv` of `count` frames; the folder appears complete.
 
-    `center`: of all frames; None draws one a frame. The table has the columns dataset, image_id, image, mask, center, modality and sequence; image
-    and mask are paths relative to `folder`. Raises ValueError on a negative count or seed or a
-    size below 32, and FileExistsError if `folder` holds anything.
+    `center`: of all frames; None draws one a frame. The table has the columns dataset, image_id,
+    image, mask, center, modality and sequence; image and mask are paths relative to `folder`.
+    Raises ValueError on a negative count or seed or a size below 32, FileExistsError if `folder`
+    holds anything, and OSError where the disk is full.
     """
     _check_at_least(0, count=count, seed=seed)
     _check_at_least(_MIN_SIZE, size=size)
@@ -680,8 +681,11 @@ def _write_frames(
         frame = generate_frame(seed, index, size, center=center)
         image_id = f"synthetic_{index:05d}"
         image, mask = f"images/{image_id}.png", f"masks/{image_id}.png"
-        cv2.imwrite(str(folder / image), cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
-        cv2.imwrite(str(folder / mask), frame.mask)
+        for path, pixels in (
+            (image, cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)),
+            (mask, frame.mask),
+        ):  # not by OpenCV: it says nothing of a full disk
+            (folder / path).write_bytes(cv2.imencode(".png", pixels)[1])
         labels = (frame.center, frame.modality, frame.sequence)
         rows.append(("Synthetic", image_id, image, mask, *labels))
     columns = ["dataset", "image_id", "image", "mask", "center", "modality", "sequence"]
