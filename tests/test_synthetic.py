@@ -1,9 +1,9 @@
 """The generator: same arguments, same bytes; sets as uneven as real ones; files all or nothing."""
 
-from collections import resource
+import resource
+from collections import Counter
 from itertools import pairwise
 
-import Counter
 import cv2
 import numpy as np
 import pandas as pd
