@@ -11,9 +11,6 @@ A frame is made in four steps:
 Lengths are in half image widths at every size: a frame spans [-1, 1] in x (right) and y (down).
 """
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,6 +20,9 @@ import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
+
+from ultraseg_lib.choices import check_choice
+from ultraseg_lib.paths import whole_folder
 
 # RGB rows: colour of bloodless tissue, absorption per unit of blood, absorption per unit of bile.
 _RESPONSE = {
@@ -132,10 +132,6 @@ class SyntheticFrame:
     center: str
     sequence: str
     shapes: tuple[str, ...]
-
-    @property
-    def n_polyps(self) -> int:
-        return len(self.shapes)
 
 
 @dataclass(frozen=True)
@@ -592,11 +588,6 @@ def _make_frame(scene: _Scene, view: _View, size: int, modality, center, sequenc
 # ------------------------------------------------------------------ what others call
 
 
-def _check_member(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ValueError(f"{name} is {value!r}; valid values: {', '.join(valid)}")
-
-
 def _check_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
@@ -617,8 +608,8 @@ def generate_frame(
     rng = np.random.default_rng([seed, index, _STILL])
     drawn = (rng.choice(MODALITIES, p=_MODALITY_SHARE), rng.choice(CENTERS, p=_CENTER_SHARE))
     modality, center = modality or str(drawn[0]), center or str(drawn[1])
-    _check_member("modality", modality, MODALITIES)
-    _check_member("center", center, (*CENTERS, UNSEEN_CENTER))
+    check_choice("modality", modality, MODALITIES)
+    check_choice("center", center, (*CENTERS, UNSEEN_CENTER))
     scene, view = _sample_scene(rng), _View(max(size, _RENDER_SIZE))
     grain = np.random.default_rng([seed, index, _GRAIN])
     sequence = f"synthetic_{seed}_{index:05d}"
@@ -660,15 +651,8 @@ def write_dataset(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: remove it or name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        table = _write_frames(partial, count, size, seed, center)
-        partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return table
+    with whole_folder(folder) as temporary:
+        return _write_frames(temporary, count, size, seed, center)
 
 
 def _write_frames(
