@@ -296,6 +296,11 @@ def test_a_study_says_first_which_runs_lack_their_dataset(kvasir, monkeypatch, c
     told = capsys.readouterr().out
     assert "not below" not in told
     assert "mixed" not in told
+    assert "real images at" not in told
+    assert main(["study", "--datasets", "kvasir_seg", "--models", "lbunet"]) == 0
+    assert "real images at 96 px, as profile demo has it: a look" in capsys.readouterr().out
+    assert main(["study", "--models", "lbunet"]) == 0
+    assert "real images at" not in capsys.readouterr().out
 
 
 def test_an_outputs_folder_that_is_a_file_is_told_with_its_remedy(monkeypatch, capsys, tmp_path):

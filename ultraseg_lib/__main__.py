@@ -203,6 +203,7 @@ def command_models(args: argparse.Namespace) -> int:
 
 def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str) -> dict[str, str]:
     """Say what is done, what will run and how long it may take, then run it; return the failures."""
+    from ultraseg_lib.data import GENERATED
     from ultraseg_lib.engines import default_jobs, estimate, run_study, runs_to_do
 
     todo = runs_to_do(profile, runs)
@@ -210,6 +211,9 @@ def _train(profile: "Profile", runs: list["Run"], jobs: int | None, engine: str)
     for run in todo:
         print(f"  to run: {run.run_id}", flush=True)
     _tell_absent(todo)
+    if profile.generated and any(run.dataset.partition("@")[0] not in GENERATED for run in todo):
+        print(f"  real images at {profile.image_size} px, as profile {profile.name} has it: a look,"
+              " no result; --profile lite is for these", flush=True)  # fmt: skip
     if todo and engine == "local":
         side_by_side = min(jobs or default_jobs(len(todo)), len(todo))
         print(f"  {estimate(profile, todo, side_by_side)}", flush=True)
