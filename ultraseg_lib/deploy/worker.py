@@ -146,7 +146,7 @@ def _serve(pipe: Connection, setting: Setting) -> None:
         pipe.send(found | {"memory_mb": peak_memory() - before, "peak_memory_mb": peak_memory()})
         for scope, count in iter(pipe.recv, None):
             pipe.send(sample(calls[scope], count))
-    except EOFError:  # the parent is gone
+    except (EOFError, BrokenPipeError):  # the parent is gone
         return
     except Exception as error:  # the parent says which row it was
         pipe.send(f"{type(error).__name__}: {error}")
@@ -196,7 +196,9 @@ class Worker:
         return self.receive()
 
     def close(self) -> None:
-        """End the process."""
+        """Let the process end by itself, as torch.compile wants it, or end it after five seconds."""
+        self.pipe.close()
+        self.process.join(5)
         if self.process.is_alive():
             self.process.terminate()
         self.process.join()
