@@ -56,12 +56,12 @@ def test_intervals_draw_whole_videos_where_they_are_told():
         assert tables.paired(one, other)["p"] == pytest.approx(p)
 
 
-def test_a_choice_is_compared_on_the_same_images_and_seeds():
+def test_a_choice_is_compared_on_the_same_images():
     ledger = pd.concat(
         [
             own("lbunet", HIGH, recipe="strong"),
             own("lbunet", LOW, recipe="paper"),
-            own("lbunet", HIGH, recipe="paper", protocol="released", seed=1),  # no seed in common
+            own("lbunet", HIGH, recipe="multiscale", protocol="released"),  # two things differ
         ]
     )
     choices = tables.choices_table(ledger)
@@ -90,12 +90,13 @@ def test_one_choice_at_a_time_is_compared():
     assert tables.choices_table(ledger)["label"].tolist() == ["epochs: 24 − 12 (paper, clean)"]
 
 
-def test_both_sides_of_a_pair_are_averaged_on_the_same_seeds():
+def test_both_sides_of_a_pair_are_the_mean_of_all_their_seeds():
     one = pd.concat([own("lbunet", HIGH), own("lbunet", LOW, seed=1).assign(batch_pooled_dice=0.1)])
     pair = tables.paired(one, own("unet_tiny", LOW).assign(batch_pooled_dice=0.3))
     assert list(pair) == list(tables.PAIRED)
-    assert (pair["batch_a"], pair["batch_b"]) == pytest.approx((0.5, 0.3))
-    assert (pair["dice_a"], pair["dice_b"]) == pytest.approx((0.6, 0.4))
+    assert pair["seeds"] == 1  # of the side with fewer
+    assert (pair["batch_a"], pair["batch_b"]) == pytest.approx((0.3, 0.3))
+    assert (pair["dice_a"], pair["dice_b"]) == pytest.approx((0.5, 0.4))
 
 
 def test_levels_count_a_miss_and_average_seeds():
@@ -131,13 +132,13 @@ def test_every_model_of_table_3_has_a_look_of_its_own():
     assert len(set(looks)) == len(looks)
 
 
-def test_two_models_are_compared_on_the_seeds_that_both_have():
+def test_a_model_of_one_seed_is_compared_with_all_of_the_other():
     ledger = pd.concat([own("lbunet", HIGH), own("lbunet", LOW, seed=1), own("unet_tiny", LOW)])
     pair = ablation.compare(ledger, PAIR).iloc[0]
     assert (pair["title"], pair["baseline"], pair["seeds"]) == ("LB-UNet", "unet_tiny", 1)
-    assert pair["difference"] == pytest.approx(0.2)  # seed 0 only; over all seeds it is 0.1
-    apart = pd.concat([own("lbunet", HIGH), own("unet_tiny", LOW, seed=1)])
-    assert ablation.compare(apart, PAIR).empty
+    assert pair["difference"] == pytest.approx(0.1)  # of seed 0 alone it is 0.2
+    apart = pd.concat([own("lbunet", HIGH), own("unet_tiny", LOW, seed=1)])  # seeds are no pairs
+    assert ablation.compare(apart, PAIR)["difference"].tolist() == pytest.approx([0.2])
 
 
 def test_a_finding_holds_for_the_models_and_for_their_seeds():

@@ -77,7 +77,7 @@ AS_WRITTEN = "ultraseg_108k+edb_as_written"
 IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
 # Of each model, below which a difference between trainings decides nothing: by one, models that are
-# alike would be told apart in four cases of ten (notebook 12 counts); the paper has three.
+# alike would be told apart in four cases of ten and more (notebook 12 counts); the paper has three.
 SEEDS = 3
 FRAMES = 30  # of a kind, of as many videos where they are told, below which they decide nothing
 JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table

@@ -24,7 +24,6 @@ from ultraseg_lib.report.tables import (
     levels,
     paired,
     printed_table,
-    same_seeds,
     settled_runs,
     with_findings,
     with_seeds,
@@ -93,40 +92,32 @@ def joint_table(scores: pd.DataFrame, joined: Sequence[str]) -> pd.DataFrame:
     return table.sort_values(["tested", "recipe", "protocol", "dice"], ignore_index=True)
 
 
-def _with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of `with_single_sets` on all seeds."""
+def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that show what training on everything is worth (section 4.7).
+
+    ``ledger``: of `by_tested`. Left are the unseen test sets and the models that were trained alike
+    on everything and on one set; of several lengths of training the settled one counts.
+    """
     unseen = settled_runs(ledger[ledger["tested"].isin(WHOLE_TEST_SETS) & ~is_share(ledger)])
     joint = unseen["dataset"].isin(JOINT)
     kinds = unseen.assign(joint=joint).groupby(SAME)["joint"].transform("nunique")
     return unseen[kinds == 2]
 
 
-def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that show what training on everything is worth (section 4.7).
-
-    ``ledger``: of `by_tested`. Left are the unseen test sets and the models that were trained alike
-    on everything and on one set, on the seeds that all of these have; of several lengths of
-    training the settled one counts.
-    """
-    return same_seeds(_with_single_sets(ledger), SAME, "dataset")
-
-
 def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on everything with itself trained on one set, on unseen images.
 
-    ``ledger``: of `by_tested`; see `with_single_sets`, but each pair on the seeds that both have.
-    The two differ in images and in steps, so a difference says nothing of either alone. Columns:
+    ``ledger``: of `by_tested`; see `with_single_sets`. The two differ in images and in steps, so a difference says nothing of either alone. Columns:
     recipe, protocol, model, tested, joint, single (the training sets), then those of
     `tables.with_findings`.
     """
     rows = []
-    for values, group in _with_single_sets(ledger).groupby(SAME, sort=False):
+    for values, group in with_single_sets(ledger).groupby(SAME, sort=False):
         sets = dict(list(group.groupby("dataset")))
         for joint, single in product(sets, sets):
             if joint in JOINT and single not in JOINT:
                 keys = dict(zip(SAME, values, strict=True), joint=joint, single=single)
-                test = paired(sets[joint], sets[single])
-                rows += [keys | test] if test else []
+                rows.append(keys | paired(sets[joint], sets[single]))
     return with_findings(rows, [*SAME, "joint", "single"])
 
 
@@ -144,11 +135,11 @@ def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def share_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return Dice by the share of the training set that was used, on seeds that all shares have.
+    """Return Dice by the share of the training set that was used.
 
     ``ledger``: of `by_tested`. Columns: those of `score_table` with ``share``.
     """
-    table = score_table(same_seeds(with_shares(ledger), SAME, "share"), ["share"])
+    table = score_table(with_shares(ledger), ["share"])
     return table.sort_values(["model", "tested", "share"], ignore_index=True)
 
 
@@ -163,10 +154,8 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for values, group in with_shares(ledger).groupby(SAME, sort=False):
         shares = dict(list(group.groupby("share")))
-        *smaller, whole = sorted(shares)
-        tests = ((share, paired(shares[whole], shares[share])) for share in smaller)
-        share, test = next((each for each in tests if each[1]), (None, {}))  # with seeds in common
-        rows += [dict(zip(SAME, values, strict=True), share=share) | test] if test else []
+        keys = dict(zip(SAME, values, strict=True), share=min(shares))
+        rows.append(keys | paired(shares[max(shares)], shares[min(shares)]))
     table = with_findings(rows, [*SAME, "share"])
     means = with_shares(ledger).groupby([*SAME, "share", "seed"])["dice"].mean()
     spread = means.groupby([*SAME, "share"]).agg(["size", "max", "min"]).query("size > 1")

@@ -197,25 +197,22 @@ def groups(table: pd.DataFrame) -> list[pd.DataFrame]:
 def paired(
     one: pd.DataFrame, other: pd.DataFrame, compare: Callable = paired_test
 ) -> dict[str, float]:
-    """Compare two trainings image by image on the seeds that both have; empty where they share none.
+    """Compare two trainings image by image, the mean of all seeds of either.
 
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
-    Keys: PAIRED, where dice and batch (batch_pooled_dice) are means of either side on those seeds,
-    difference is the mean Dice one - other, low and high its 95 % bootstrap interval over images
-    (or `videos`) and seeds, p that of the sign-flip test; ``compare``: `statistics.paired_test`, or
+    Keys: PAIRED, where seeds is the smaller number of both, dice and batch (batch_pooled_dice) are
+    the means, difference is the mean Dice one - other, low and high its 95 % bootstrap interval over
+    images (or `videos`) and seeds, p that of the sign-flip test; ``compare``: `statistics.paired_test`, or
     `difference_interval` for all but p, which takes most of the time. Raises ValueError where the
     images differ.
     """
     a, b = dice_by_seed(one), dice_by_seed(other)
-    seeds = a.index.intersection(b.index)
-    if seeds.empty:
-        return {}
     if set(a.columns) != set(b.columns):
         raise ValueError(_other_images(pd.concat([one, other])))
     groups = videos(a.columns)
-    a, b = a.loc[seeds].to_numpy(), b.loc[seeds, a.columns].to_numpy()
-    batch = (x.loc[x["seed"].isin(seeds), "batch_pooled_dice"].mean() for x in (one, other))
-    values = (*a.shape, a.mean(), b.mean(), *batch, *compare(a, b, groups=groups))
+    seeds, a, b = min(len(a), len(b)), a.to_numpy(), b[a.columns].to_numpy()
+    batch = (x["batch_pooled_dice"].mean() for x in (one, other))
+    values = (seeds, a.shape[1], a.mean(), b.mean(), *batch, *compare(a, b, groups=groups))
     return dict(zip(PAIRED, values, strict=False))  # p is the last
 
 
@@ -256,17 +253,15 @@ def alike_pairs(
 ) -> list[dict[str, Any]]:
     """Return a row for each model and baseline that are alike in the columns ``within``.
 
-    Keys: ``within``, model, baseline, then those of `paired`, to which ``compare`` goes. A pair
-    without a seed in common is left out.
+    Keys: ``within``, model, baseline, then those of `paired`, to which ``compare`` goes.
     """
     rows, pairs = [], list(pairs)
     for alike, group in ledger.groupby([*within], sort=False):
         models = dict(list(group.groupby("model")))
         for model, baseline in pairs:
             if model in models and baseline in models:
-                test = paired(models[model], models[baseline], compare)
                 keys = dict(zip(within, alike, strict=True), model=model, baseline=baseline)
-                rows += [keys | test] if test else []
+                rows.append(keys | paired(models[model], models[baseline], compare))
     return rows
 
 
@@ -293,10 +288,9 @@ def choices_table(ledger: pd.DataFrame) -> pd.DataFrame:
     for (dataset, model), group in own_scores(ledger).groupby(["dataset", "model"], sort=False):
         settings = list(group.groupby(["recipe", "protocol", "epochs"]))
         for (a, one), (b, other) in combinations(reversed(settings), 2):
-            change = _change(a, b)
-            test = paired(one, other) if change else {}
-            keys = {"dataset": dataset, "model": model, "title": model_title(model)}
-            rows += [keys | change | test] if test else []
+            if change := _change(a, b):
+                keys = {"dataset": dataset, "model": model, "title": model_title(model)}
+                rows.append(keys | change | paired(one, other))
     return with_findings(rows, ["dataset", "model", "title", "changed", "a", "b", "label"])
 
 
