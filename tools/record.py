@@ -280,8 +280,8 @@ def leads_told() -> str:
 def lead_rows() -> pd.DataFrame:
     """Return UltraSeg-130K's lead over the models of `SMALL`: dataset, other, printed, again and harder.
 
-    Dice per batch of 4 on the own test part, of the paper and by `RULES` (the seeds that both
-    models have; NaN where not run). With _seeds behind its name: how many seeds; with _side: ahead,
+    Dice per batch of 4 on the own test part, of the paper and by `RULES` (the means of
+    all seeds; NaN where not run). With _seeds behind its name: of the one with fewer; with _side: ahead,
     behind or undecided, per image; with _elsewhere: on how many of the other test sets it is ahead
     and behind, per image, in words.
     """
