@@ -280,10 +280,10 @@ def leads_told() -> str:
 def lead_rows() -> pd.DataFrame:
     """Return UltraSeg-130K's lead over the models of `SMALL`: dataset, other, printed, again and harder.
 
-    Dice per batch of 4 on the own test part, of the paper and by `RULES` (the means of
-    all seeds; NaN where not run). With _seeds behind its name: of the one with fewer; with _side: ahead,
-    behind or undecided, per image; with _elsewhere: on how many of the other test sets it is ahead
-    and behind, per image, in words.
+    Dice per batch of 4 on the own test part, of the paper and by `RULES` (the means of all seeds;
+    NaN where not run). With _seeds behind its name: how many the one with fewer has; with _side:
+    ahead, behind or undecided, per image; with _elsewhere: on how many of the other test sets it is
+    ahead and behind, per image, in words.
     """
     table = small_leads().query("model == @OURS[0] and dataset in @BOTH")
     table = tables.settled(table, ["recipe", "dataset", "baseline", "tested"])
