@@ -191,7 +191,7 @@ static void rows(const Conv& c, int first, View in, View out, View add, int heig
         for (; x + P <= width; x += P)
             pixels<N, P, K>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
                             stats ? s : nullptr, q);
-        if constexpr (P == 6)
+        if constexpr (P == 6)  // of which rows of 16, 32, 64, … leave two or four
             for (; x + 2 <= width; x += 2)
                 pixels<N, 2, K>(c, weight, bias, src + x * ps, in.rs, ps, at(x), out.ps, plus(x), add.ps,
                                 stats ? s : nullptr, q);

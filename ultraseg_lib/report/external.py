@@ -107,9 +107,9 @@ def with_single_sets(ledger: pd.DataFrame) -> pd.DataFrame:
 def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on everything with itself trained on one set, on unseen images.
 
-    ``ledger``: of `by_tested`; see `with_single_sets`. The two differ in images and in steps, so a difference says nothing of either alone. Columns:
-    recipe, protocol, model, tested, joint, single (the training sets), then those of
-    `tables.with_findings`.
+    ``ledger``: of `by_tested`; see `with_single_sets`. The two differ in images and in steps, so a
+    difference says nothing of either alone. Columns: recipe, protocol, model, tested, joint, single
+    (the training sets), then those of `tables.with_findings`.
     """
     rows = []
     for values, group in with_single_sets(ledger).groupby(SAME, sort=False):

@@ -202,9 +202,9 @@ def paired(
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
     Keys: PAIRED, where seeds is the smaller number of both, dice and batch (batch_pooled_dice) are
     the means, difference is the mean Dice one - other, low and high its 95 % bootstrap interval over
-    images (or `videos`) and seeds, p that of the sign-flip test; ``compare``: `statistics.paired_test`, or
-    `difference_interval` for all but p, which takes most of the time. Raises ValueError where the
-    images differ.
+    images (or `videos`) and seeds, p that of the sign-flip test; ``compare``:
+    `statistics.paired_test`, or `difference_interval` for all but p, which takes most of the time.
+    Raises ValueError where the images differ.
     """
     a, b = dice_by_seed(one), dice_by_seed(other)
     if set(a.columns) != set(b.columns):
