@@ -1,5 +1,8 @@
 """Shared helpers of the tests: small datasets on disk, and outputs in a folder of the test's own."""
 
+import itertools
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,10 +11,37 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from jupyter_client.connect import LocalPortCache
 
 from ultraseg_lib.grid import CHOSEN
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+PORTS_A_WORKER = 2000
+
+
+class OwnPorts(LocalPortCache):
+    """Give kernels ports that no other worker of pytest gives, nor the system of its own accord.
+
+    Jupyter asks the system for a free port and lets go of it until the kernel is up, some seconds
+    later: kernels that two workers start side by side may be told the same one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        first = 10_000 + PORTS_A_WORKER * (worker % 10)
+        self._ports = itertools.cycle(range(first, first + PORTS_A_WORKER))
+
+    def find_available_port(self, ip: str) -> int:
+        for port in itertools.islice(self._ports, PORTS_A_WORKER):
+            with socket.socket() as probe:
+                if port not in self.currently_used_ports and probe.connect_ex((ip, port)):
+                    self.currently_used_ports.add(port)
+                    return port
+        raise OSError(f"{ip}: no free port of this worker's {PORTS_A_WORKER}")
+
+
+OwnPorts.instance()  # what jupyter_client asks from here on
 
 
 @pytest.fixture(autouse=True)

@@ -142,6 +142,44 @@ def test_a_killed_process_is_the_reason_of_its_notebooks():
     assert "was killed" in notebooks._outcome(task)[1]
 
 
+def _papermill_that_fails(monkeypatch, reason: str) -> list[Path]:
+    """Let papermill die twice for the given reason, then succeed; return what it was called with."""
+    calls = []
+
+    def execute_notebook(notebook, target, parameters, **options):
+        calls.append(notebook)
+        if len(calls) < 3:
+            raise RuntimeError(reason)
+        target.write_text("{}")
+
+    monkeypatch.setattr(notebooks, "check_parameters", lambda execution: None)
+    monkeypatch.setattr(notebooks.papermill, "execute_notebook", execute_notebook)
+    return calls
+
+
+def test_a_kernel_that_does_not_come_up_is_started_anew(monkeypatch, tmp_path):
+    calls = _papermill_that_fails(monkeypatch, notebooks.STILLBORN)
+    notebooks.execute(notebooks.Execution(ALL[0], {}, "00"), tmp_path)
+    assert calls == [ALL[0]] * 3
+    assert (tmp_path / "00.ipynb").exists()
+
+
+def test_a_kernel_is_not_started_without_end(monkeypatch, tmp_path):
+    calls = _papermill_that_fails(monkeypatch, notebooks.STILLBORN)
+    monkeypatch.setattr(notebooks, "KERNEL_STARTS", 2)
+    with pytest.raises(RuntimeError, match="before replying"):
+        notebooks.execute(notebooks.Execution(ALL[0], {}, "00"), tmp_path)
+    assert len(calls) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_that_died_at_work_is_not_started_anew(monkeypatch, tmp_path):
+    calls = _papermill_that_fails(monkeypatch, "Kernel died")
+    with pytest.raises(RuntimeError, match="Kernel died"):
+        notebooks.execute(notebooks.Execution(ALL[0], {}, "00"), tmp_path)
+    assert len(calls) == 1
+
+
 def test_a_failing_notebook_is_kept_reported_and_does_not_stop_the_next(outputs, tmp_path):
     import nbformat
 

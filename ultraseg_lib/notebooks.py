@@ -25,6 +25,8 @@ GRIDS_OF = {  # the runs that a notebook reads, by its number; the others read t
 }  # fmt: skip
 PER_MODEL = "04_train_model"
 TIMED = "09_benchmark_cpu"  # runs alone
+KERNEL_STARTS = 3  # how often a kernel is started that dies before its first answer
+STILLBORN = "Kernel died before replying to kernel_info"
 
 
 class Execution(NamedTuple):
@@ -116,14 +118,29 @@ def execute(execution: Execution, folder: Path) -> float:
     failed.unlink(missing_ok=True)
     with whole_file(target) as temporary:
         try:
-            papermill.execute_notebook(
-                execution.notebook, temporary, execution.parameters, kernel_name="python3",
-                cwd=NOTEBOOKS, progress_bar=False, extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            )  # fmt: skip
+            _run_cells(execution, temporary)
         except papermill.PapermillExecutionError:
             temporary.rename(failed)  # the cell that failed can be read there
             raise
     return (time.perf_counter() - began) / 60
+
+
+def _run_cells(execution: Execution, target: Path) -> None:
+    """Run one notebook by papermill, once more where its kernel did not come up.
+
+    Jupyter chooses a kernel's ports before the kernel takes them: of two that start side by side,
+    one may find a port gone.
+    """
+    for start in range(1, KERNEL_STARTS + 1):
+        try:
+            papermill.execute_notebook(
+                execution.notebook, target, execution.parameters, kernel_name="python3",
+                cwd=NOTEBOOKS, progress_bar=False, extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )  # fmt: skip
+            return
+        except RuntimeError as error:
+            if STILLBORN not in str(error) or start == KERNEL_STARTS:
+                raise
 
 
 def _attempt(execution: Execution, folder: Path) -> tuple[float, str]:
