@@ -50,9 +50,30 @@ def test_seeds_are_drawn_so_that_their_spread_is_not_understated():
     levels = np.random.default_rng(0).normal(0.7, 0.02, 12)
     runs = np.repeat(levels[:, None], 5, axis=1)
     _, low, high = bootstrap_interval(runs, resamples=9999)
-    assert (high - low) / 2 == pytest.approx(1.96 * levels.std(ddof=1) / 12**0.5, rel=0.05)
+    error = levels.std(ddof=1) / 12**0.5
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 11) * error, rel=0.05)
     pair = bootstrap_interval([[0.4] * 5, [0.6] * 5])
-    assert pair == pytest.approx((0.5, 0.4, 0.6))
+    reach = 0.1 * stats.t.ppf(0.975, 1) / 1.96  # the drawn means are 0.4 and 0.6
+    assert pair == pytest.approx((0.5, 0.5 - reach, 0.5 + reach), rel=1e-3)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("luck", [0.005, 0.03])  # of a training, beside 0.009 by the images
+def test_models_that_are_alike_are_told_apart_as_rarely_as_it_says(seeds, luck):
+    rng, outside = np.random.default_rng(0), 0
+    for _ in range(300):
+        sides = rng.normal(0, luck, (2, seeds, 1)) + rng.normal(0, 0.09, (2, seeds, 100))
+        _, low, high = difference_interval(*sides, 500)
+        outside += low > 0 or high < 0
+    assert outside / 300 < 0.08
+
+
+def test_few_seeds_widen_an_interval_only_where_they_matter():
+    values = scores(100)
+    alike, apart = (values + np.array([[-d], [d]]) for d in (0.0005, 0.05))
+    once, twice = bootstrap_interval(values), bootstrap_interval(alike)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high), abs=2e-3)
+    assert np.ptp(bootstrap_interval(apart)[1:]) > 5 * np.ptp(once[1:])
 
 
 def test_a_constant_has_no_width():
@@ -66,7 +87,9 @@ def test_results_are_the_same_on_each_call():
 
 
 def test_one_image_says_nothing_of_a_difference():
-    assert paired_test([[0.9], [0.8]], [[0.5], [0.4]]) == pytest.approx((0.4, 0.3, 0.5, 1.0))
+    mean, low, high, p = paired_test([[0.9], [0.8]], [[0.5], [0.4]])
+    assert (mean, p) == pytest.approx((0.4, 1.0))
+    assert low < 0.3 < 0.5 < high  # nor do two trainings each
 
 
 def test_seeds_of_two_models_are_drawn_apart_and_images_together():
@@ -75,7 +98,7 @@ def test_seeds_of_two_models_are_drawn_apart_and_images_together():
     mean, low, high = difference_interval(0.8 + a + hard, 0.7 + b + hard)
     assert mean == pytest.approx(0.1 + a.mean() - b.mean())
     error = (a.var(ddof=1) / 6 + b.var(ddof=1) / 4) ** 0.5  # hard images are hard for both
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    assert (high - low) / 2 == pytest.approx(2.3 * error, rel=0.1)  # t, 8 degrees or fewer
     same = difference_interval(a + hard, a + hard)  # equal seeds are no pairs
     assert same.low < -0.005 < 0.005 < same.high
     with pytest.raises(ValueError, match="the same images"):

@@ -5,6 +5,7 @@ model on the same images. The unit that is drawn again is the image, not the pix
 are frames of one video, it is the video.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -42,8 +43,10 @@ def bootstrap_interval(
     still says too much). The drawn images are the same for every drawn seed: an image that is hard
     for one run is hard for all, so runs do not make the test set larger. One seed fewer is drawn
     than there are: as many would understate the variance between seeds, of two by half (Rao and Wu
-    1988). With one run only images are drawn. Two or three seeds still show little of that spread:
-    read such an interval as a lower bound.
+    1988). Few seeds tell even that variance badly, so the ends are moved out as those of Student's t
+    are, by as many degrees of freedom as the seeds' part of the variance leaves (Satterthwaite
+    1946): hardly where the images matter more, 6.5 times where two seeds are all that matters, and
+    so perhaps beyond what a score can be. With one run only images are drawn.
 
     Args:
         values: (images,) or (seeds, images), finite.
@@ -58,7 +61,8 @@ def bootstrap_interval(
     """
     table = _seeds_by_images(values)
     sums, sizes = _group_sums(table, groups)
-    return _percentiles(table.mean(), _means(sums, sizes, *_draws(sums.shape, resamples)))
+    drawn = _means(sums, sizes, *_draws(sums.shape, resamples))
+    return _interval(table.mean(), drawn, table)
 
 
 def difference_interval(
@@ -88,7 +92,7 @@ def difference_interval(
     seeds, drawn_groups = _draws(of_a.shape, resamples)
     others, _ = _draws(of_b.shape, resamples, side=1)
     drawn = _means(of_a, sizes, seeds, drawn_groups) - _means(of_b, sizes, others, drawn_groups)
-    return _percentiles(a.mean() - b.mean(), drawn)
+    return _interval(a.mean() - b.mean(), drawn, a, b)
 
 
 def paired_test(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> PairedTest:
@@ -156,9 +160,29 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return corrected
 
 
-def _percentiles(mean: np.float64, drawn: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(drawn, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+def _interval(
+    mean: np.float64, drawn: NDArray[np.float64], *tables: NDArray[np.float64]
+) -> Interval:
+    """Give the percentiles of the drawn means, moved out for the few seeds of the tables."""
+    tails = np.array([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    low, high = mean + (np.quantile(drawn, tails) - mean) * _student(drawn.var(), tables)
     return Interval(float(mean), float(low), float(high))
+
+
+def _student(variance: np.float64, tables: Sequence[NDArray[np.float64]]) -> float:
+    """How much further out Student's t has its tails than the normal curve, for a mean's variance.
+
+    The degrees of freedom are Satterthwaite's: of the seeds' part of the variance, each table's mean
+    has one fewer than seeds; of the images' part there are so many that they do not count.
+    """
+    several = [table for table in tables if len(table) > 1]
+    parts = np.array([table.mean(axis=1).var(ddof=1) / len(table) for table in several])
+    if not parts.any():
+        return 1.0
+    shares = parts / max(variance, parts.sum())
+    freedom = 1 / np.sum(shares**2 / [len(table) - 1 for table in several])
+    tail = (1 + COVERAGE) / 2
+    return float(stats.t.ppf(tail, freedom) / stats.norm.ppf(tail))
 
 
 @lru_cache(maxsize=64)  # tables ask for the same draws again and again

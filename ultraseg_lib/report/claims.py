@@ -391,7 +391,7 @@ def _judge(
 
     ``table``: JUDGED, perhaps baseline; rows without ``enough`` (seeds or frames) are told and
     decide nothing. Yes if every interval (95 %) lies inside; no if one lies outside, though widened,
-    since of many one may by chance (Bonferroni, by the normal curve).
+    since of many one may by chance (Bonferroni, by the normal curve: of few seeds a bit too little).
     """
     if table.empty:
         return e.nothing
