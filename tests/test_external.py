@@ -111,8 +111,12 @@ def test_a_gain_from_one_seed_has_no_verdict(ledger):
     assert external.share_gains(ledger[ledger["dataset"] == "mixed"]).empty
 
 
-@pytest.mark.parametrize(("drop", "verdict"), [(0.05, "differs"), (0.1, "no finding"), (0.3, "no finding")])
-def test_a_gain_is_a_finding_where_it_is_far_larger_than_what_another_seed_does(ledger, drop, verdict):
+@pytest.mark.parametrize(
+    ("drop", "verdict"), [(0.05, "differs"), (0.1, "no finding"), (0.3, "no finding")]
+)
+def test_a_gain_is_a_finding_where_it_is_far_larger_than_what_another_seed_does(
+    ledger, drop, verdict
+):
     again = ledger.assign(seed=1, dice=ledger["dice"] - drop)
     gains = external.share_gains(pd.concat([ledger, again]))
     assert gains["difference"].tolist() == pytest.approx([0.2])
