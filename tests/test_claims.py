@@ -391,7 +391,7 @@ def test_whole_sequences_are_drawn_to_judge_inflation():
     assert decide("sequences_do_not_matter", flat[0], flat[1].assign(dice=0.5)).holds is False
 
 
-def test_the_fall_by_video_draws_seeds_as_well():
+def test_the_fall_by_video_holds_the_luck_of_seeds():
     """A level for each seed and nothing else: whole videos alone would give no width."""
     told = clinic_sequences()
     runs = [

@@ -77,7 +77,7 @@ AS_WRITTEN = "ultraseg_108k+edb_as_written"
 IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
 # Of each model, below which a difference between trainings decides nothing: by one, models that are
-# alike would be told apart in four cases of ten and more (notebook 12 counts); the paper has three.
+# alike would be told apart in one case of three and more (notebook 12 counts); the paper has three.
 SEEDS = 3
 FRAMES = 30  # of a kind, of as many videos where they are told, below which they decide nothing
 JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table
@@ -338,7 +338,7 @@ def falls_by_video(scores: pd.DataFrame) -> pd.DataFrame:
 
     Compared on the frames that both test parts hold. ``scores``: of `own_scores`. Columns: recipe,
     protocol, epochs, then JUDGED, then the numbers of frames, videos and seeds compared; the
-    interval (95 %) draws whole videos, the same for both splits, and the seeds of either.
+    interval (95 %) is over whole videos, the same for both splits, and the seeds of either.
     """
     rows, keys = [], ["recipe", "protocol", "epochs", "model"]
     for key, group in scores.groupby(keys):
@@ -391,7 +391,7 @@ def _judge(
 
     ``table``: JUDGED, perhaps baseline; rows without ``enough`` (seeds or frames) are told and
     decide nothing. Yes if every interval (95 %) lies inside; no if one lies outside, though widened,
-    since of many one may by chance (Bonferroni, by the normal curve: of few seeds a bit too little).
+    since of many one may by chance (Bonferroni, by Student's t of the fewest seeds that decide).
     """
     if table.empty:
         return e.nothing
@@ -399,7 +399,8 @@ def _judge(
     judged, rest = table[enough], table[~enough]
     if judged.empty:
         return Finding(None, f"{TOO_LITTLE}: {_text(rest)}", tuple(runs), _covered(rest))
-    wider = stats.norm.ppf(1 - 0.025 / len(judged)) / stats.norm.ppf(0.975)
+    few = stats.t(2 * (SEEDS - 1))  # the degrees of freedom of two models' seeds
+    wider = few.ppf(1 - 0.025 / len(judged)) / few.ppf(0.975)
     low, high = (judged["difference"] + wider * (judged[end] - judged["difference"])
                  for end in ("low", "high"))  # fmt: skip
     outside = (high < max(above, reach)) | (low > below)

@@ -381,8 +381,8 @@ def _levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
     """Average Dice by test set, group and model.
 
-    Columns: test_set, group, model, images, dice, dice_low and dice_high (95 % bootstrap; NaN below
-    FEW images, of which a bootstrap is too narrow), missed (share of the images with a polyp).
+    Columns: test_set, group, model, images, dice, dice_low and dice_high (95 % interval; NaN below
+    FEW images, of which it would tell nothing), missed (share of the images with a polyp).
     """
     table = _levels(grouped, ["test_set", "group", "model"])
     return table.assign(group=table["group"].str.partition("\n")[0])
@@ -454,7 +454,7 @@ def dice_by_size(scores: pd.DataFrame) -> pd.DataFrame:
     """Average Dice over classes of polyp size with equally many images, in each test set.
 
     ``scores`` as from `long_scores`. Columns: test_set, model, size (median, share of the image),
-    images, dice, dice_low, dice_high (95 % bootstrap; NaN below FEW images), missed (share of the
+    images, dice, dice_low, dice_high (95 % interval; NaN below FEW images), missed (share of the
     images).
     """
     polyps, keys = scores[scores["area"] > 0], ["test_set", "model"]

@@ -142,9 +142,8 @@ def levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Average scores over the images and seeds of each group of ``keys``, in the order of the rows.
 
     ``scores``: rows of the ledger; a group is one model in one setting. Columns: ``keys``, seeds,
-    images, dice, dice_low and dice_high (95 % bootstrap over seeds and images, or whole videos where
-    they are told), batch_pooled_dice
-    (the released definition), iou, hd95 (px, an empty mask counts as the image diagonal), miss_rate
+    images, dice, dice_low and dice_high (95 % interval over seeds and images, or whole videos where
+    they are told), batch_pooled_dice (the released definition), iou, hd95 (px, an empty mask counts as the image diagonal), miss_rate
     (share of images with a polyp of which no pixel was found, NaN where there is no polyp).
     """
     rows = []
@@ -152,7 +151,7 @@ def levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         dice = dice_by_seed(group)
         means = group[["batch_pooled_dice", "iou", "hd95"]].mean()
         missed = 1 - group.loc[group["area"] > 0, "detected"].astype(float).mean()
-        interval = bootstrap_interval(dice, groups=videos(dice.columns))
+        interval = np.clip(bootstrap_interval(dice, groups=videos(dice.columns)), 0, 1)
         rows.append((*values, *dice.shape, *interval, *means, missed))
     names = ["dice", "dice_low", "dice_high", "batch_pooled_dice", "iou", "hd95", "miss_rate"]
     return pd.DataFrame(rows, columns=[*keys, "seeds", "images", *names])
@@ -201,8 +200,8 @@ def paired(
 
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
     Keys: PAIRED, where seeds is the smaller number of both, dice and batch (batch_pooled_dice) are
-    the means, difference is the mean Dice one - other, low and high its 95 % bootstrap interval over
-    images (or `videos`) and seeds, p that of the sign-flip test; ``compare``:
+    the means, difference is the mean Dice one - other, low and high its 95 % interval over images
+    (or `videos`) and seeds, p that of the sign-flip test; ``compare``:
     `statistics.paired_test`, or `difference_interval` for all but p, which takes most of the time.
     Raises ValueError where the images differ.
     """
@@ -222,8 +221,8 @@ def with_findings(
     """Return rows of `paired` as a table: ``keys``, PAIRED, p_holm and verdict.
 
     p_holm is corrected for the comparisons of a group of ``within`` (default: all). Two models
-    differ by p_holm < 0.05 (as trained, on such images) and an interval without zero, which draws
-    seeds as well; of one training each nobody knows what the next would give: no verdict.
+    differ by p_holm < 0.05 (as trained, on such images) and an interval without zero, which
+    holds the luck of several seeds; of one training each nobody knows what the next would give: no verdict.
     """
     table = pd.DataFrame(rows, columns=[*keys, *PAIRED])
     if within and rows:
