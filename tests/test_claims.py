@@ -382,8 +382,7 @@ def test_whole_sequences_are_drawn_to_judge_inflation():
         pd.concat([runs["cvc_clinicdb"], few.assign(dice=lower)[[*runs["cvc_clinicdb"]]]])
     ).iloc[0]
     assert (fall["frames"], fall["videos"]) == (few["image_id"].nunique(), 4)
-    assert fall["low"] == pytest.approx(-0.15)  # frames would tell, four videos do not
-    assert fall["high"] == pytest.approx(0.2)
+    assert fall["low"] < -0.15 < 0.2 < fall["high"]  # frames would tell, four videos do not
     flat = [each.assign(dice=0.8) for each in runs.values()]
     both = [each.assign(model=name) for name in claims.OURS for each in flat]
     assert decide("sequences_do_not_matter", *both).holds is True
@@ -402,9 +401,8 @@ def test_the_fall_by_video_holds_the_luck_of_seeds():
     ]  # fmt: skip
     fall = claims.falls_by_video(pd.concat(runs)).iloc[0]
     assert fall["difference"] == pytest.approx(0)
-    reach = 0.2 * stats.t.ppf(0.975, 2) / stats.norm.ppf(0.975)  # two seeds on either side
-    assert fall["low"] == pytest.approx(-reach)
-    assert fall["high"] == pytest.approx(reach)
+    theirs = stats.ttest_ind([0.7, 0.9], [0.7, 0.9]).confidence_interval()
+    assert (fall["low"], fall["high"]) == pytest.approx((theirs.low, theirs.high))
     variant = pd.concat(runs).assign(model="ultraseg_130k+no_boundary_loss")
     assert claims.falls_by_video(variant)["name"].str.startswith("UltraSeg-130K, no boundary").all()
     another = pd.concat([*runs, *(run.assign(model="lbunet") for run in runs)])
