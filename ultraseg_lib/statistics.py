@@ -167,8 +167,8 @@ def _interval(
 ) -> Interval:
     """Give the mean of ``images`` with its interval; ``tables`` hold the seeds that it comes from."""
     sums, sizes = _group_sums(images, groups)
-    draws = _draws(len(sums), resamples)
-    mean, drawn = images.mean(), (draws @ sums) / (draws @ sizes)
+    drawn_sums, drawn_sizes = (_draws(len(sums), resamples) @ np.column_stack([sums, sizes])).T
+    mean, drawn = images.mean(), drawn_sums / drawn_sizes
     freedom = len(sums) - 1
     unbiased = len(sums) / max(freedom, 1)  # a resample's variance has all in its denominator
     several = [table for table in tables if len(table) > 1]
