@@ -36,7 +36,6 @@ from ultraseg_lib.report.tables import (
     own_scores,
     paired,
     printed_table,
-    same_seeds,
     shown,
     videos,
     with_findings,
@@ -411,6 +410,16 @@ def taught(student: str) -> list[str]:
     return [f"{student}+{name}" for name in TAUGHT]
 
 
+def _same_seeds(ledger: pd.DataFrame, alike: Sequence[str], compared: str) -> pd.DataFrame:
+    """Return the rows of the seeds that every value of a column has, among the rows that are alike.
+
+    A mean over two seeds is not compared with a mean over one: the seed would be part of the
+    difference.
+    """
+    every = ledger.groupby([*alike])[compared].transform("nunique")
+    return ledger[ledger.groupby([*alike, "seed"])[compared].transform("nunique") == every]
+
+
 def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.DataFrame:
     """Return teacher, students and distilled students of every setting that has a distilled run.
 
@@ -430,7 +439,7 @@ def distillation_table(ledger: pd.DataFrame, profile: str, teacher: str) -> pd.D
     teachers = wanted[SETTING].drop_duplicates().assign(student=teacher)
     clean = clean.merge(pd.concat([teachers, wanted]).drop_duplicates())
     clean = clean[clean["variant"].isin(["", *TAUGHT]) & clean["seed"].isin(distilled["seed"])]
-    clean = same_seeds(clean, [*SETTING, "student"], "model")
+    clean = _same_seeds(clean, [*SETTING, "student"], "model")
     runs = clean[["run_id", *GROUP_KEYS, "student", "variant"]].drop_duplicates()
     runs["val_dice"] = [
         study.read_history(study.parse_run_id(profile, name))["val_dice"].max()
@@ -461,7 +470,7 @@ def choice_table(ledger: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         here = (own[SETTING] == group[SETTING].iloc[0]).all(axis=1)
         runs = own[here & own["model"].isin([student, *taught(student)])]
         # The seeds of `distillation_table`, whose differences these are.
-        runs = dict(list(same_seeds(runs, SETTING, "model").groupby("model")))
+        runs = dict(list(_same_seeds(runs, SETTING, "model").groupby("model")))
         plain, *others = (dice_by_seed(runs[name]).mean() for name in (student, *group["model"]))
         chosen = group.loc[group["val_dice"].idxmax()]
         best = group.loc[group["difference"].idxmax()]

@@ -92,16 +92,6 @@ def setting_name(table: pd.DataFrame) -> str:
     return "-".join(str(table[key].iloc[0]) for key in SETTING)
 
 
-def same_seeds(ledger: pd.DataFrame, alike: Sequence[str], compared: str) -> pd.DataFrame:
-    """Return the rows of the seeds that every value of a column has, among the rows that are alike.
-
-    A mean over two seeds is not compared with a mean over one: the seed would be part of the
-    difference.
-    """
-    every = ledger.groupby([*alike])[compared].transform("nunique")
-    return ledger[ledger.groupby([*alike, "seed"])[compared].transform("nunique") == every]
-
-
 def dice_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the Dice of one model in one setting as a table (seeds, images).
 
