@@ -63,6 +63,19 @@ def test_models_that_are_alike_are_told_apart_as_rarely_as_it_says(seeds, luck):
     assert outside / 300 < 0.07
 
 
+@pytest.mark.parametrize(("seeds", "bound"), [(2, 0.15), (3, 0.11), (5, 0.08)])
+def test_where_one_model_scatters_far_more_few_seeds_tell_them_apart_somewhat_more_often(
+    seeds, bound
+):
+    rng, outside = np.random.default_rng(0), 0
+    luck = np.array([0.045, 0.0045])[:, None, None]
+    for _ in range(600):
+        sides = rng.normal(0, 1, (2, seeds, 1)) * luck + rng.normal(0, 0.09, (2, seeds, 100))
+        _, low, high = difference_interval(*sides, 500)
+        outside += low > 0 or high < 0
+    assert 0.03 < outside / 600 < bound
+
+
 def test_few_seeds_widen_an_interval_only_where_they_matter():
     values = scores(100)
     alike, apart = (values + np.array([[-d], [d]]) for d in (0.0005, 0.05))

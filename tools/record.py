@@ -569,7 +569,7 @@ LEAKS = {
     " the own test part is likely too high. The run on `cvc_clinicdb@sequence` scores lower, on other"
     " test frames; its six videos are too few to say by how much.",
     "cvc_clinicdb@sequence": "The test part is 121 frames of 6 videos: so few that"
-    " even an interval that draws them is too narrow. Read the scores on the other datasets.",
+    " the interval, which draws them, is wide. Read the scores on the other datasets.",
     "polypgen": "Frames of one video may stand in the training and the test part: read the scores on"
     " the other datasets.",
     "mixed": "The parts of ClinicDB and PolypGen are drawn frame by frame, so videos stand on both"

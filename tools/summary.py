@@ -174,7 +174,7 @@ def findings() -> str:
         **_mistakes("ultraseg_130k"),
         unet_base=unet_base,
         fall=fall,
-        fall_open=": of so few videos it is open" if fall["low"] <= 0 else "",
+        fall_open=": of so few it is open" if fall["low"] <= 0 else "",
         speeds=_speeds(),
         fps=paper_table4()["single_fps"]["ultraseg_130k"],
     )

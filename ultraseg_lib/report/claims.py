@@ -399,7 +399,7 @@ def _judge(
     judged, rest = table[enough], table[~enough]
     if judged.empty:
         return Finding(None, f"{TOO_LITTLE}: {_text(rest)}", tuple(runs), _covered(rest))
-    few = stats.t(2 * (SEEDS - 1))  # the degrees of freedom of two models' seeds
+    few = stats.t(2 * (SEEDS - 1))  # of two models whose seeds scatter alike
     wider = few.ppf(1 - 0.025 / len(judged)) / few.ppf(0.975)
     low, high = (judged["difference"] + wider * (judged[end] - judged["difference"])
                  for end in ("low", "high"))  # fmt: skip

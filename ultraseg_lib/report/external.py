@@ -63,7 +63,7 @@ def score_table(ledger: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame
 
     ``ledger``: of `by_tested`. Columns: those of `tables.levels` by KEYS and ``extra``, and title;
     with ``extra`` without batch_pooled_dice, which is of whole test sets, and without an interval
-    below FEW images, of which it would tell nothing.
+    below FEW images, of which it would be too narrow.
     """
     table = levels(ledger, [*KEYS, *extra])
     if extra:

@@ -382,7 +382,7 @@ def group_table(grouped: pd.DataFrame) -> pd.DataFrame:
     """Average Dice by test set, group and model.
 
     Columns: test_set, group, model, images, dice, dice_low and dice_high (95 % interval; NaN below
-    FEW images, of which it would tell nothing), missed (share of the images with a polyp).
+    FEW images, of which it is too narrow), missed (share of the images with a polyp).
     """
     table = _levels(grouped, ["test_set", "group", "model"])
     return table.assign(group=table["group"].str.partition("\n")[0])

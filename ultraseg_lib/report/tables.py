@@ -133,7 +133,7 @@ def levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
     ``scores``: rows of the ledger; a group is one model in one setting. Columns: ``keys``, seeds,
     images, dice, dice_low and dice_high (95 % interval over seeds and images, or whole videos where
-    they are told), batch_pooled_dice (the released definition), iou, hd95 (px, an empty mask counts as the image diagonal), miss_rate
+    they are told, cut off at 0 and 1), batch_pooled_dice (the released definition), iou, hd95 (px, an empty mask counts as the image diagonal), miss_rate
     (share of images with a polyp of which no pixel was found, NaN where there is no polyp).
     """
     rows = []
