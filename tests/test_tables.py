@@ -48,7 +48,7 @@ def test_intervals_draw_whole_videos_where_they_are_told():
     )
     table = tables.levels(level, ["model", "test_set"]).set_index("test_set")
     width = table["dice_high"] - table["dice_low"]
-    assert width["etis_larib"] == pytest.approx(0)
+    assert np.isnan(width["etis_larib"])  # of one video nothing is known of others
     assert width["bkai_igh"] > 0.1
     better = level.assign(dice=level["dice"] + [0.1, 0, 0, 0.1, 0, 0] * 2)
     for name, p in (("etis_larib", 1), ("bkai_igh", 0.5)):

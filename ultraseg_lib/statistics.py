@@ -51,7 +51,7 @@ def bootstrap_interval(
     two numbers, 6.5 times as wide as the normal one, and so perhaps beyond what a score can be. In
     between an interval misses somewhat more often than one time in twenty (simulated): one of two
     seeds up to one in eight. What seeds differ by on these very images is in both parts, which errs
-    on the safe side. Of one image or group alone nothing is known of others: no width.
+    on the safe side. Of one image or group alone nothing is known of others: its ends are NaN.
 
     Args:
         values: (images,) or (seeds, images), finite.
@@ -173,13 +173,15 @@ def _interval(
     drawn_sums, drawn_sizes = (_draws(len(sums), resamples) @ np.column_stack([sums, sizes])).T
     mean, drawn = images.mean(), drawn_sums / drawn_sizes
     freedom = len(sums) - 1
-    unbiased = len(sums) / max(freedom, 1)  # a resample's variance has all in its denominator
+    if not freedom:
+        return Interval(float(mean), np.nan, np.nan)
+    unbiased = len(sums) / freedom  # a resample's variance has all in its denominator
     several = [table for table in tables if len(table) > 1]
     luck = [table.mean(axis=1).var(ddof=1) / len(table) for table in several]
     parts = np.array([unbiased * drawn.var(), *luck])
     if not parts.any():
         return Interval(float(mean), float(mean), float(mean))
-    freedoms = np.array([max(freedom, 1), *(len(table) - 1 for table in several)])
+    freedoms = np.array([freedom, *(len(table) - 1 for table in several)])
     student = stats.t.ppf(UPPER, parts.sum() ** 2 / np.sum(parts**2 / freedoms))
     errors = (np.quantile(drawn, [1 - UPPER, UPPER]) - mean) / stats.norm.ppf(UPPER)
     low, high = mean + student * np.array([-1, 1]) * np.sqrt(unbiased * errors**2 + sum(luck))
