@@ -115,14 +115,10 @@ def lab(outputs_folder, tmp_path_factory) -> Iterator[str]:
 
 
 def run_all_cells(page) -> None:
-    """Run all cells; again where JupyterLab drops them because its kernel is not connected yet."""
-    for _ in range(5):
-        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
-        page.wait_for_timeout(3000)
-        if "[ ]:" not in page.locator(".jp-InputArea-prompt").all_inner_texts():
-            return
-    raise AssertionError("JupyterLab does not run the cells")
+    """Run all cells once the kernel is connected: before, JupyterLab asks for one in a dialog."""
+    page.get_by_text(re.compile(r"\| Idle$")).wait_for(timeout=WAIT)  # the status bar
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
 
 
 def open_app(page, address: str) -> None:
