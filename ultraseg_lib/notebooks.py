@@ -126,7 +126,7 @@ def execute(execution: Execution, folder: Path) -> float:
 
 
 def _run_cells(execution: Execution, target: Path) -> None:
-    """Run one notebook by papermill, once more where its kernel did not come up.
+    """Run one notebook by papermill, anew where its kernel did not come up.
 
     Jupyter chooses a kernel's ports before the kernel takes them: of two that start side by side,
     one may find a port gone.

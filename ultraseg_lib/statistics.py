@@ -40,9 +40,9 @@ def bootstrap_interval(
 
     Images are drawn with replacement again and again, those of a group all or none: frames of a
     video that is hard are hard together (a cluster bootstrap). An image that is hard for one run is
-    hard for all, so runs do not make the test set larger: what is drawn is their mean. The 2.5 % and
-    97.5 % percentiles are how far the images may carry it, the spread of the seeds' means how far
-    the luck of training may; both are joined as independent errors are, by their squares.
+    hard for all, so runs do not make the test set larger: what is drawn is their mean. The 2.5 %
+    and 97.5 % percentiles are how far the images may carry it, the spread of the seeds' means how
+    far the luck of training may; both are joined as independent errors are, by their squares.
 
     Of few images, groups or seeds even the spread is known badly. So each part's variance has one
     fewer in its denominator than there are, and the ends are as far out as those of Student's t, by
@@ -170,11 +170,11 @@ def _interval(
 ) -> Interval:
     """Give the mean of ``images`` with its interval; ``tables`` hold the seeds that it comes from."""
     sums, sizes = _group_sums(images, groups)
-    drawn_sums, drawn_sizes = (_draws(len(sums), resamples) @ np.column_stack([sums, sizes])).T
-    mean, drawn = images.mean(), drawn_sums / drawn_sizes
-    freedom = len(sums) - 1
+    mean, freedom = images.mean(), len(sums) - 1
     if not freedom:
         return Interval(float(mean), np.nan, np.nan)
+    drawn_sums, drawn_sizes = (_draws(len(sums), resamples) @ np.column_stack([sums, sizes])).T
+    drawn = drawn_sums / drawn_sizes
     unbiased = len(sums) / freedom  # a resample's variance has all in its denominator
     several = [table for table in tables if len(table) > 1]
     luck = [table.mean(axis=1).var(ddof=1) / len(table) for table in several]

@@ -133,8 +133,9 @@ def levels(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
     ``scores``: rows of the ledger; a group is one model in one setting. Columns: ``keys``, seeds,
     images, dice, dice_low and dice_high (95 % interval over seeds and images, or whole videos where
-    they are told, cut off at 0 and 1), batch_pooled_dice (the released definition), iou, hd95 (px, an empty mask counts as the image diagonal), miss_rate
-    (share of images with a polyp of which no pixel was found, NaN where there is no polyp).
+    they are told, cut off at 0 and 1; NaN of one image or video), batch_pooled_dice (the released
+    definition), iou, hd95 (px, an empty mask counts as the image diagonal), miss_rate (share of
+    images with a polyp of which no pixel was found, NaN where there is no polyp).
     """
     rows = []
     for values, group in scores.groupby([*keys], sort=False):
@@ -211,8 +212,9 @@ def with_findings(
     """Return rows of `paired` as a table: ``keys``, PAIRED, p_holm and verdict.
 
     p_holm is corrected for the comparisons of a group of ``within`` (default: all). Two models
-    differ by p_holm < 0.05 (as trained, on such images) and an interval without zero, which
-    holds the luck of several seeds; of one training each nobody knows what the next would give: no verdict.
+    differ by p_holm < 0.05 (as trained, on such images) and an interval without zero, which holds
+    the luck of several seeds; of one training each nobody knows what the next would give: no
+    verdict.
     """
     table = pd.DataFrame(rows, columns=[*keys, *PAIRED])
     if within and rows:
