@@ -23,7 +23,7 @@ from ultraseg_lib.metrics import dice_score
 from ultraseg_lib.models import Prediction, create_model
 from ultraseg_lib.training import predict_probs
 
-REFERENCE = Path(__file__).parents[1].parent / "shared" / "reference"
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 pytestmark = pytest.mark.skipif(
     not REFERENCE.is_dir(), reason=f"the published tensors are not there: {REFERENCE}"
 )
