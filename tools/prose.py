@@ -127,15 +127,14 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "authors": record.authors_results,
     "orders": record.order_effects,
     "unseen": lambda: record.unseen_results(record.committed_ledger()),
-    "elsewhere": lambda: record.elsewhere_results(record.committed_ledger()),
     "leads_told": record.leads_told,
-    "leads": record.leads,
     "trainings": lambda: record.trainings(record.committed_ledger()),
     "draws": lambda: record.drawn(record.committed_ledger()),
     "choices": lambda: record.choices(record.committed_ledger()),
     "ladder": lambda: record.ladder(record.committed_ledger()),
     "repeats": record.repeats,
     "cells": record.cells_run,
+    **{f"answer_{key}": lambda key=key: f"- {summary.answers()[key]}" for key in summary.QUESTIONS},
 }
 
 
@@ -165,6 +164,7 @@ def renewed() -> dict[Path, str]:
     texts = (ROOT / "README.md", NOTEBOOKS / "README.md", ROOT / "outputs/reference/README.md")
     files |= {path: fill(path.read_text(encoding="utf-8")) for path in texts}
     files[PICTURE.with_suffix(".csv")] = summary.summary_data()
+    files[ROOT / "outputs/reference/leads.csv"] = record.leads()
     runs = study.finished_runs("reference")
     return files | {run.folder / "MODEL_CARD.md": record.model_card(run) for run in runs}
 

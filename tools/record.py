@@ -18,7 +18,6 @@ from ultraseg_lib.models.complexity import count_parameters
 from ultraseg_lib.paths import ROOT, outputs_dir
 from ultraseg_lib.report import ablation, draws, external, tables
 from ultraseg_lib.report.tables import LEVEL, READ, SIGNED, Form
-from ultraseg_lib.statistics import difference_interval
 from ultraseg_lib.study import Run
 from ultraseg_lib.variants import build_model, find_variant, model_title
 from ultraseg_lib.weights import shipped_weights
@@ -28,6 +27,7 @@ RULES = {"again": ("paper", "released"), "harder": ("strong", "clean")}  # what 
 BY_RULES = [f"ours, `{recipe}` and `{protocol}`" for recipe, protocol in RULES.values()]
 BOTH = ("kvasir_seg", "cvc_clinicdb")  # trained on by both rules
 SMALL = ("lbunet", "egeunet", "unet_tiny")  # trained on both by both rules, as both UltraSegs
+FRONT = (*((ours, "lbunet") for ours in OURS), OURS, *((OURS[0], other) for other in SMALL[1:]))
 OTHER_DRAWS = "@draw_"  # in the name of a dataset: has a table of its own, or a sentence
 SIDES = ("ahead", "behind", "undecided")
 BATCH, IMAGE, LEAD = "batch_pooled_dice", "dice dice_low dice_high", "difference low high"
@@ -140,18 +140,10 @@ def unseen_summary(ledger: pd.DataFrame) -> str:
     return as_markdown(mixed_levels(ledger).sort_values(["tested", "title"]), columns, columns)
 
 
-def _on_unseen(ledger: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the scores on the two datasets that none is trained on: of mixed training, of single sets."""
-    scores = external.score_table(external.by_tested(ledger))
-    scores = scores[scores["tested"].isin(EXTERNAL)]
-    mixed = scores["dataset"] == "mixed"
-    single = scores["dataset"].map(lambda name: split_share(name)[0] != "mixed").astype(bool)
-    return scores[mixed], scores[single]
-
-
 def unseen_results(ledger: pd.DataFrame) -> str:
     """Return the runs on the mixed set beside Table 6 of the paper."""
-    levels = _on_unseen(ledger)[0].merge(_papers_levels(), "left")
+    levels = external.score_table(external.by_tested(ledger[ledger["dataset"] == "mixed"]))
+    levels = levels[levels["tested"].isin(EXTERNAL)].merge(_papers_levels(), "left")
     levels = levels.sort_values(["tested", "dice"], ascending=[True, False])
     return as_markdown(_beside_paper(levels), ["tested", *COMPARED, "hd95"], READ | APART)
 
@@ -189,43 +181,18 @@ def order_effects() -> str:
     return markdown_table(["tested on", "runs", "mean", "from", "to"], rows)
 
 
-def elsewhere_results(ledger: pd.DataFrame) -> str:
-    """Return the runs on a single dataset, which Table 6 does not have: both unseen datasets a row."""
-    keys = ["dataset", "title", "recipe", "epochs", "protocol", "seeds"]
-    rows = []
-    for key, row in _on_unseen(ledger)[1].groupby(keys):
-        by_test = row.set_index("tested")
-        scores = (
-            cell
-            for name in EXTERNAL
-            for cell in (_cell(by_test.loc[name], IMAGE), f"{by_test[BATCH][name]:.3f}")
-        )
-        rows.append([dataset_title(key[0]), key[1], _cell(row.iloc[0], SETTING), key[-1], *scores])
-    head = ["trained on", "model", "recipe, epochs, protocol", "seeds"]
-    for name in EXTERNAL:
-        head += [f"{dataset_title(name)}, per image (95 % interval)", "per batch of 4"]
-    return markdown_table(head, rows)
-
-
-@cache  # for each of the three tables below
+@cache  # for three tables
 def _leads() -> pd.DataFrame:
     """Compare each UltraSeg with each other model trained alike, and 130K with 108K, on every test set.
 
     Columns: those of `tables.alike_pairs`, and side: ahead or behind where the interval leaves out
-    zero, else undecided.
+    zero, else undecided; of one seed on either side no verdict.
     """
     pairs = [OURS, *((ours, other) for ours in OURS for other in MODELS if other not in OURS)]
     ledger = external.by_tested(tables.whole_models(committed_ledger()))
-    table = pd.DataFrame(tables.alike_pairs(ledger, pairs, external.ALIKE, difference_interval))
-    side = np.select([table["low"] > 0, table["high"] < 0], SIDES[:2], SIDES[2])
-    return table.assign(side=side)
-
-
-def small_leads() -> pd.DataFrame:
-    """Return the rows of `_leads` over the models of `SMALL` by `RULES`."""
-    table = _leads()
-    rules = pd.MultiIndex.from_frame(table[["recipe", "protocol"]]).isin([*RULES.values()])
-    return table[rules & table["baseline"].isin(SMALL)]
+    table = pd.DataFrame(tables.alike_pairs(ledger, pairs, external.ALIKE))
+    decided = [table["seeds"] < 2, table["low"] > 0, table["high"] < 0]
+    return table.assign(side=np.select(decided, [tables.ONE_SEED, *SIDES[:2]], SIDES[2]))
 
 
 def _in_order(tested: Iterable[str]) -> list[str]:
@@ -235,95 +202,79 @@ def _in_order(tested: Iterable[str]) -> list[str]:
 
 
 PAIR = ["model", "baseline", "dataset", "recipe", "epochs", "protocol", "seeds"]
-PAIR_HEAD = ["models", "trained on", "recipe, epochs, protocol", "seeds"]
-
-
-def _pair_cells(key: tuple, group: pd.DataFrame) -> list[object]:
-    names = " − ".join(map(model_title, key[:2]))
-    return [names, dataset_title(key[2]), _cell(group.iloc[0], SETTING), key[-1]]
 
 
 def leads() -> str:
-    """Return how far each UltraSeg is ahead of the other models that were trained alike.
+    """Return every row of `_leads` as CSV, beside the paper's difference where it has one.
 
-    Per image on every test set; per batch on the own one, where Table 3 has the paper's difference.
+    difference, low and high: Dice per image; batch and paper: per batch of 4 (Tables 3 and 6).
     """
     table = _leads()
-    papers = _papers_levels().set_index(["title", "dataset", "tested"])["paper_dice"]
-    tested = _in_order(table["tested"])
-    rows = []
-    for key, group in table.groupby(PAIR):
-        by_test = group.set_index("tested")
-        own = key[2]
-        ours, other = (papers.get((model_title(name), own, own), float("nan")) for name in key[:2])
-        at_home = (by_test["batch_a"] - by_test["batch_b"]).get(own, float("nan"))
-        rows.append([
-            *_pair_cells(key, group),
-            *(_cell(by_test.loc[name], LEAD) if name in by_test.index else "–" for name in tested),
-            *("–" if pd.isna(lead) else f"{lead:+z.3f}" for lead in (at_home, ours - other)),
-        ])  # fmt: skip
-    head = [*PAIR_HEAD, *map(dataset_title, tested)]
-    return markdown_table([*head, "own test part, per batch of 4", "paper, per batch of 4"], rows)
+    printed = _papers_levels().set_index(["title", "dataset", "tested"])["paper_dice"]
+    ours, other = (
+        printed.reindex(list(zip(table[side].map(model_title), table["dataset"], table["tested"], strict=True)))
+        for side in ("model", "baseline")
+    )  # fmt: skip
+    table = table.assign(batch=table["batch_a"] - table["batch_b"], paper=ours.array - other.array)
+    columns = [*PAIR, "tested", "images", "difference", "low", "high", "side", "batch", "paper"]
+    return table[columns].round(4).to_csv(index=False)
 
 
 def leads_told() -> str:
-    """Return on which test sets each UltraSeg is ahead of the models of `SMALL`, by `RULES`."""
+    """Return on which test sets each UltraSeg is ahead, by `RULES`, where each side has two seeds."""
     rows = []
-    for key, group in small_leads().groupby(PAIR):
-        names = group.set_index("tested")["side"]
-        sides = (_in_order(names.index[names == side]) for side in SIDES)
-        told = (", ".join(map(dataset_title, side)) or "none" for side in sides)
-        rows.append([*_pair_cells(key, group), *told])
-    return markdown_table([*PAIR_HEAD, *SIDES], rows)
+    table = _leads()
+    rules = pd.MultiIndex.from_frame(table[["recipe", "protocol"]]).isin([*RULES.values()])
+    for key, group in table[rules & (table["seeds"] > 1)].groupby(PAIR):
+        told = (_in_order(group.loc[group["side"] == side, "tested"]) for side in SIDES)
+        told = (", ".join(map(dataset_title, names)) or "none" for names in told)
+        names = " − ".join(map(model_title, key[:2]))
+        rows.append([names, dataset_title(key[2]), _cell(group.iloc[0], SETTING), key[-1], *told])
+    return markdown_table(
+        ["models", "trained on", "recipe, epochs, protocol", "seeds", *SIDES], rows
+    )
 
 
 def lead_rows() -> pd.DataFrame:
-    """Return UltraSeg-130K's lead over the models of `SMALL`: dataset, other, printed, again and harder.
+    """Return the leads of the front page: dataset, model, other, printed, again and harder.
 
     Dice per batch of 4 on the own test part, of the paper and by `RULES` (the means of all seeds;
     NaN where not run). With _seeds behind its name: how many the one with fewer has; with _side:
-    ahead, behind or undecided, per image; with _elsewhere: on how many of the other test sets it is
-    ahead and behind, per image, in words.
+    ahead, behind or undecided, per image.
     """
-    table = small_leads().query("model == @OURS[0] and dataset in @BOTH")
-    table = tables.settled(table, ["recipe", "dataset", "baseline", "tested"])
-    rules = ["recipe", "protocol", "dataset", "baseline"]
-    own = table[table["tested"] == table["dataset"]].set_index(rules).sort_index()
-    ahead = own["batch_a"] - own["batch_b"]
-    elsewhere = table[table["tested"] != table["dataset"]].groupby(rules)["side"].apply(_counts)
-    places = pd.MultiIndex.from_product([BOTH, SMALL], names=["dataset", "other"])
+    table = _leads()[_leads()["tested"] == _leads()["dataset"]]
+    rules = ["recipe", "protocol", "dataset", "model", "baseline"]
+    own = tables.settled(table, rules).set_index(rules).sort_index()
+    places = pd.MultiIndex.from_tuples(
+        [(name, *pair) for name in BOTH for pair in FRONT], names=["dataset", "model", "other"]
+    )
     paper = tables.paper_table3().set_index(["dataset", "title"])["paper_dice"]
     printed = [
-        paper[name, "UltraSeg-130K"] - paper[name, model_title(other)] for name, other in places
+        paper[name, model_title(one)] - paper[name, model_title(other)]
+        for name, one, other in places
     ]
     columns = {"printed": printed}
     for name, rule in RULES.items():
-        columns[name] = ahead.loc[rule].reindex(places)
-        for each in ("seeds", "side"):
-            columns[f"{name}_{each}"] = own.loc[rule, each].reindex(places)
-        columns[f"{name}_elsewhere"] = elsewhere.loc[rule].reindex(places)
+        rows = own.loc[rule].reindex(places)
+        columns[name] = rows["batch_a"] - rows["batch_b"]
+        columns |= {f"{name}_{each}": rows[each] for each in ("seeds", "side")}
     return pd.DataFrame(columns, index=places).reset_index()
 
 
-def _counts(sides: pd.Series) -> str:
-    counts = ((side, (sides == side).sum()) for side in SIDES[:2])
-    told = [f"{side} on {count}" for side, count in counts if count]
-    return f"{', '.join(told) or 'undecided on all'} of {len(sides)}"
-
-
 def _lead_words(lead: float, seeds: int, side: str) -> str:
-    return f"{lead:+z.3f}, {side} ({tables.seed_words(seeds)})"
+    return f"{lead:+z.3f} ({tables.seed_words(seeds)}{f', {side}' if side in SIDES else ''})"
 
 
 def lead_summary() -> str:
     """Return `lead_rows` as a table."""
     columns = {
-        "dataset": READ["dataset"], "other": ("ahead of", model_title), "printed": ("paper", SIGNED),
+        "dataset": READ["dataset"],
+        "model other": ("models", lambda *pair: " − ".join(map(model_title, pair))),
+        "printed": ("paper", SIGNED),
         **{
             f"{name} {name}_seeds {name}_side": (words, _lead_words)
             for name, words in zip(RULES, BY_RULES, strict=True)
         },
-        **{f"{name}_elsewhere": (f"on other datasets, `{rule[0]}`", "{}") for name, rule in RULES.items()},
     }  # fmt: skip
     return as_markdown(lead_rows(), columns, columns)
 

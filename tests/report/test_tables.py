@@ -51,9 +51,9 @@ def test_intervals_draw_whole_videos_where_they_are_told():
     assert np.isnan(width["etis_larib"])  # of one video nothing is known of others
     assert width["bkai_igh"] > 0.1
     better = level.assign(dice=level["dice"] + [0.1, 0, 0, 0.1, 0, 0] * 2)
-    for name, p in (("etis_larib", 1), ("bkai_igh", 0.5)):
+    for name, low, high in (("etis_larib", 1, 1), ("bkai_igh", 0.05, 0.2)):
         one, other = (each[each["test_set"] == name] for each in (better, level))
-        assert tables.paired(one, other)["p"] == pytest.approx(p)
+        assert low <= tables.paired(one, other)["p"] <= high
 
 
 def test_a_choice_is_compared_on_the_same_images():
@@ -145,8 +145,8 @@ def test_a_finding_holds_for_the_models_and_for_their_seeds():
     seeds = [own("lbunet", HIGH), own("lbunet", LOW, seed=1)]
     seeds += [own("unet_tiny", LOW), own("unet_tiny", LOW, seed=1)]
     pair = ablation.compare(pd.concat(seeds), PAIR).iloc[0]
-    assert pair["p_holm"] < 0.05  # the means over both seeds differ on every image
-    assert pair["low"] < 0  # but LB-UNet's two seeds lie far apart
+    assert pair["low"] < 0  # the means differ on every image, but LB-UNet's two seeds lie far apart
+    assert pair["p_holm"] > 0.05
     assert pair["verdict"] == tables.NO_FINDING
     seeds[1] = own("lbunet", HIGH, seed=1)
     pair = ablation.compare(pd.concat(seeds), PAIR).iloc[0]
@@ -154,7 +154,7 @@ def test_a_finding_holds_for_the_models_and_for_their_seeds():
 
 
 def test_p_values_are_corrected_within_their_group_only():
-    rows = [{"set": name, "p": 0.03, "low": 0.1, "high": 0.2, "seeds": 2} for name in "aab"]
+    rows = [{"set": name, "p": 0.03, "seeds": 2} for name in "aab"]
     table = tables.with_findings(rows, ["set"], ["set"])
     assert table["p_holm"].tolist() == [0.06, 0.06, 0.03]
     assert table["verdict"].tolist() == [tables.NO_FINDING, tables.NO_FINDING, tables.DIFFERS]

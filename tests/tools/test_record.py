@@ -1,6 +1,7 @@
 """The record in prose says what its files say."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tools import prose, record
+from tools import prose, record, summary
 from ultraseg_lib import __main__ as command_line
 from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
@@ -56,7 +57,6 @@ def test_unseen_rows_hold_every_setting_once_for_each_unseen_dataset():
     settings = {dataclasses.replace(run, seed=0) for run in study.finished_runs("reference")}
     mixed = [run for run in settings if run.dataset == "mixed"]
     assert len(table_of(block("unseen"))) == 2 * len(mixed)
-    assert len(table_of(block("elsewhere"))) == len(settings) - len(mixed)
 
 
 def table_of(text: str) -> list[dict[str, str]]:
@@ -114,68 +114,103 @@ def test_front_page_tells_the_training_of_the_shipped_weights_of_the_mixed_set()
         assert seeds == (f"(mean of {same['seeds']} seeds)" if same["seeds"] != "1" else "")
 
 
-def test_leads_are_differences_of_the_tables_beside_the_papers():
+PAIR = ["model", "baseline", "dataset", "recipe", "epochs", "protocol", "tested"]
+
+
+@pytest.fixture(scope="module")
+def leads() -> pd.DataFrame:
+    return pd.read_csv(ROOT / "outputs/reference/leads.csv").set_index(PAIR).sort_index()
+
+
+def test_leads_are_differences_of_the_tables_beside_the_papers(leads):
     ledger = study.read_ledger("reference")
-    head, *rows = cells(block("leads"))
-    leads = [dict(zip(head, row, strict=True)) for row in rows]
-    tiny = [row for row in leads if row["models"] == "UltraSeg-130K − UNet-Tiny"]
-    at_home = [row for row in tiny if row["trained on"] == "Kvasir-SEG"]
-    own = next(row for row in at_home if row["recipe, epochs, protocol"].startswith("strong"))
-    here = ledger[(ledger["recipe"] == "strong") & (ledger["test_set"] == "kvasir_seg")]
-    tiny = here[here["model"] == "unet_tiny"]
-    here = here[(here["protocol"] == "clean") & here["epochs"].isin(tiny["epochs"])]
-    means = here[here["dataset"] == "kvasir_seg"].groupby("model")["dice"].mean()
-    ahead = means["ultraseg_130k"] - means["unet_tiny"]
-    assert own["Kvasir-SEG"].startswith(f"{ahead:+.3f} (")
-    assert own["paper, per batch of 4"] == f"{0.7489 - 0.6146:+.3f}"
-    pooled = here[here["dataset"] == "kvasir_seg"].groupby("model")["batch_pooled_dice"].mean()
-    ahead = pooled["ultraseg_130k"] - pooled["unet_tiny"]
-    assert own["own test part, per batch of 4"] == f"{ahead:+.3f}"
+    keys = ("ultraseg_130k", "unet_tiny", "kvasir_seg", "strong", 100, "clean", "kvasir_seg")
+    here = ledger[(ledger["test_set"] == "kvasir_seg") & (ledger["dataset"] == "kvasir_seg")]
+    here = here[(here[["recipe", "epochs", "protocol"]] == [*keys[3:6]]).all(axis=1)]
+    means = here.groupby("model")[["dice", "batch_pooled_dice"]].mean()
+    ahead = means.loc["ultraseg_130k"] - means.loc["unet_tiny"]
+    row = leads.loc[keys]
+    assert row["difference"] == pytest.approx(ahead["dice"], abs=1e-4)
+    assert row["batch"] == pytest.approx(ahead["batch_pooled_dice"], abs=1e-4)
+    assert row["paper"] == pytest.approx(0.7489 - 0.6146)
+    assert row["low"] < row["difference"] < row["high"]
 
 
-def test_where_it_is_ahead_is_told_as_the_intervals_have_it():
-    pair = ("models", "trained on", "recipe, epochs, protocol", "seeds")
-    told = {tuple(row[key] for key in pair): row for row in table_of(block("leads_told"))}
-    settings = {(*key[:2], key[2].split(",")[0]) for key in told}  # whatever the length
-    assert len(settings) == 2 * 3 * 2 * 2  # models, rivals, datasets, rules
-    for row in table_of(block("leads")):
-        sides = told.get(tuple(row[key] for key in pair))
-        for name in [dataset_title(each) for each in (*MIXED[:3], *EXTERNAL)] if sides else []:
-            low, high = map(float, re.findall(r"[(o ]([+-]\d\.\d+)", row[name]))
-            side = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
-            assert name in sides[side].split(", ") or 0.0 in (abs(low), abs(high))  # rounded
+def test_where_it_is_ahead_is_told_as_the_intervals_have_it(leads):
+    assert set(leads.loc[leads["seeds"] < 2, "side"]) == {"one seed: no verdict"}
+    table = leads[leads["seeds"] > 1].reset_index()
+    told = {
+        (row["models"], row["trained on"], row["recipe, epochs, protocol"]): row
+        for row in table_of(block("leads_told"))
+    }
+    assert len(told) > 10
+    for row in table[table["recipe"].isin(["paper", "strong"])].itertuples():
+        assert row.side == ("ahead" if row.low > 0 else "behind" if row.high < 0 else "undecided")
+        names = " − ".join(map(model_title, (row.model, row.baseline)))
+        setting = f"{row.recipe}, {row.epochs}, {row.protocol}"
+        sides = told[names, dataset_title(row.dataset), setting]
+        assert dataset_title(row.tested) in sides[row.side].split(", ")
 
 
-def test_front_page_counts_where_it_is_ahead_and_says_its_side_at_home():
-    rules = {"paper": "paper, 100, released", "strong": "strong, "}
-    protocols = {"paper": "released", "strong": "clean"}
-    told = table_of(block("leads_told"))
-    for row in table_of(block("ahead", "README.md")):
-        for recipe, setting in rules.items():
-            same = next(
-                each for each in told
-                if each["models"] == f"UltraSeg-130K − {row['ahead of']}"
-                and each["trained on"] == row["dataset"]
-                and each["recipe, epochs, protocol"].startswith(setting)
-            )  # fmt: skip
-            home = re.fullmatch(
-                r"[+-]0\.\d{3}, (\w+) \((\d) seeds?\)", row[f"ours, `{recipe}` and `{protocols[recipe]}`"]
-            )  # fmt: skip
-            assert row["dataset"] in same[home[1]].split(", ")
-            assert home[2] == same["seeds"]
-            for side in ("ahead", "behind"):
-                others = set(same[side].split(", ")) - {row["dataset"], "none"}
-                found = re.search(rf"{side} on (\d)", row[f"on other datasets, `{recipe}`"])
-                assert len(others) == (int(found[1]) if found else 0)
+def test_front_page_says_each_lead_at_home_with_its_seeds_and_side(leads):
+    rows = table_of(block("ahead", "README.md"))
+    assert len(rows) == 10
+    ids = {model_title(name): name for name in ("ultraseg_130k", "ultraseg_108k", *record.SMALL)}
+    for row in rows:
+        pair = [ids[title] for title in row["models"].split(" − ")]
+        name = {"Kvasir-SEG": "kvasir_seg", "CVC-ClinicDB": "cvc_clinicdb"}[row["dataset"]]
+        for (recipe, protocol), words in zip(record.RULES.values(), record.BY_RULES, strict=True):
+            same = leads.loc[(*pair, name, recipe), :].reset_index()
+            same = same[(same["protocol"] == protocol) & (same["tested"] == name)]
+            same = same.sort_values("seeds", kind="stable").iloc[-1]
+            side = f", {same['side']}" if same["seeds"] > 1 else ""
+            seeds = "1 seed" if same["seeds"] == 1 else f"{same['seeds']} seeds"
+            lead, told = row[words].split(" ", 1)
+            assert float(lead) == pytest.approx(same["batch"], abs=6e-4)
+            assert told == f"({seeds}{side})"
 
 
-def test_both_ultrasegs_are_compared_on_every_test_set():
-    rows = table_of(block("leads"))
-    pair = [row for row in rows if row["models"] == "UltraSeg-130K − UltraSeg-108K"]
-    assert {row["trained on"] for row in pair} >= {"Kvasir-SEG", "CVC-ClinicDB", "PolypGen"}
-    single = [row for row in pair if row["trained on"] != "Mixed set"]
-    for name in (dataset_title(each) for each in (*MIXED[:3], *EXTERNAL)):
-        assert all("(" in row[name] for row in single)
+def test_both_ultrasegs_are_compared_on_every_test_set(leads):
+    pair = leads.loc[("ultraseg_130k", "ultraseg_108k")].reset_index()
+    assert set(pair["dataset"]) >= {"kvasir_seg", "cvc_clinicdb", "polypgen", "mixed"}
+    for _, row in pair[pair["dataset"] != "mixed"].groupby(["dataset", "recipe", "protocol"]):
+        assert set(row["tested"]) >= {*MIXED[:3], *EXTERNAL}
+
+
+def side_of(leads: pd.DataFrame, model: str, baseline: str, dataset: str, rules: str) -> str:
+    recipe, protocol = record.RULES[rules]
+    rows = leads.loc[(model, baseline, dataset, recipe)].reset_index()
+    rows = rows[(rows["protocol"] == protocol) & (rows["tested"] == dataset)]
+    return rows.sort_values("seeds", kind="stable")["side"].iloc[-1]
+
+
+def test_the_words_of_the_front_page_are_true_of_the_record(leads):
+    """The numbers of `summary.answers` are read; these are what its words say of them."""
+    apart = summary.as_printed().set_index("title")["apart"]
+    assert (apart["LB-UNet"].abs() < 0.002).all()  # scores what is printed
+    assert (apart[["EGE-UNet", "MobileUNet"]] > 0.04).all()
+    assert (apart["UltraSeg-130K"] < 0).all()  # nearly
+    lead = functools.partial(side_of, leads)
+    assert lead("ultraseg_130k", "lbunet", "kvasir_seg", "harder") == "ahead"
+    assert lead("ultraseg_108k", "lbunet", "kvasir_seg", "again") == "ahead"
+    assert lead("ultraseg_130k", "lbunet", "cvc_clinicdb", "harder") == "undecided"
+    both = leads.loc[("ultraseg_130k", "ultraseg_108k")]
+    assert "ahead" not in set(both["side"])
+    rows = summary.lead_rows().query("other == 'lbunet'")
+    assert (rows[["again", "harder"]].max(axis=1) < rows["printed"]).all()
+    steps = summary.kvasir_steps()
+    assert steps["seeds"].tolist() == [1, 1, 1, 3]
+    near = (steps["batch"] - steps["printed"]).abs()
+    assert (near.iloc[:2] < 0.02).all()
+    assert (steps["low"].iloc[2:] < 0).all()
+    assert (steps["high"].iloc[2:] > 0).all()
+    assert record.lead_rows()["printed"].iloc[0] == pytest.approx(0.0549)
+    assert float(re.search(r"by up to (0\.\d\d)", summary.answers()["luck"])[1]) == 0.05
+    assert summary.fall_by_video()["low"] < 0  # not certain
+    assert "unet_base" not in set(record.committed_ledger()["model"])  # not trained
+    config = [study.read_config(run)["images"]["train"] for run in study.finished_runs("reference")
+              if run.dataset == "kvasir_seg" and run.recipe == "paper"]  # fmt: skip
+    assert max(config) / min(config) == pytest.approx(1.11, abs=0.005)  # 11 % more
 
 
 def test_the_order_of_the_list_is_told_beside_random_orders():

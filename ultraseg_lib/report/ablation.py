@@ -25,7 +25,6 @@ from ultraseg_lib.report.tables import (
     DIFFERENCE,
     GROUP_KEYS,
     LEVEL,
-    NO_FINDING,
     READ,
     SEED_ALONE,
     SETTING,
@@ -100,17 +99,10 @@ def beside_seeds(table: pd.DataFrame, chance: pd.DataFrame) -> pd.DataFrame:
     """Return differences above those that another seed makes.
 
     ``table``: of `compare`, ``chance``: of `compare_seeds`, of which the rows of the table's models
-    and settings follow. More columns: chance, label, and seed_spread, the largest difference
-    between seeds of the model or its baseline (NaN where neither has two): a difference that is not
-    larger is no finding. The verdict on chance is "the seed alone".
+    and settings follow, with the verdict "the seed alone". More columns: chance, label.
     """
     sides = [table[[*SETTING, side]].set_axis(GROUP_KEYS, axis=1) for side in ("model", "baseline")]
-    spreads = chance.assign(seed_spread=chance["difference"].abs())
-    spreads = spreads.groupby(GROUP_KEYS)["seed_spread"].max().reset_index()
-    spread = pd.concat([side.merge(spreads, "left")["seed_spread"] for side in sides], axis=1)
-    spread = spread.max(axis=1).astype(float).set_axis(table.index)
-    verdict = table["verdict"].mask(table["difference"].abs() <= spread, NO_FINDING)
-    table = table.assign(verdict=verdict, seed_spread=spread, chance=False)
+    table = table.assign(chance=False)
     same = chance.merge(pd.concat(sides).drop_duplicates()).assign(chance=True, verdict=SEED_ALONE)
     joined = pd.concat([table, same], ignore_index=True) if len(same) else table
     return joined.assign(label=joined.get("label", joined["title"]).fillna(joined["title"]))
@@ -345,7 +337,7 @@ def worth_of_learned_weights(run: study.Run, profile: study.Profile) -> PairedTe
     scores = study.read_scores(run)
     scores = scores[scores["test_set"] == run.dataset]
     groups = videos(zip(scores["test_set"], scores["image_id"], strict=True))
-    return paired_test(scores["dice"], put_back, groups)
+    return paired_test(scores["dice"], put_back, groups=groups)
 
 
 # --- early stopping -------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ from ultraseg_lib.report.tables import (
     settled_runs,
     videos,
 )
-from ultraseg_lib.statistics import difference_interval
+from ultraseg_lib.statistics import paired_test
 from ultraseg_lib.training import WEIGHT_COLUMN
 from ultraseg_lib.variants import model_title
 
@@ -354,8 +354,8 @@ def falls_by_video(scores: pd.DataFrame) -> pd.DataFrame:
                 f"{model_title(key[-1])}, {key[0]} {key[1]} e{key[2]}, seeds: {seeds}, {len(shared)}"
                 f" frames of {count} videos that both splits test on, the Dice falls by"
             )
-            fall = difference_interval(*(part[shared] for part in parts), groups=groups)
-            rows.append((*key[:3], name, "cvc_clinicdb", key[3], *fall, seeds >= SEEDS,
+            fall = paired_test(*(part[shared] for part in parts), groups=groups)
+            rows.append((*key[:3], name, "cvc_clinicdb", key[3], *fall[:3], seeds >= SEEDS,
                          len(shared), count, seeds))  # fmt: skip
     return pd.DataFrame(rows, columns=[*keys[:3], *JUDGED, "frames", "videos", "seeds"])
 
@@ -641,8 +641,8 @@ def _data_helps_small_models_more(e: Evidence, stated: dict[str, Any]) -> Findin
             name = (
                 f"UltraSeg-130K − UNet-Base, {dataset_title(keys[2])}, {keys[0]}, seeds: {seeds},"
             )
-            gain = difference_interval(*gains, groups=videos(images))
-            rows.append((name, keys[2], "ultraseg_130k", *gain, seeds >= SEEDS))
+            gain = paired_test(*gains, groups=videos(images))
+            rows.append((name, keys[2], "ultraseg_130k", *gain[:3], seeds >= SEEDS))
     table = pd.DataFrame(rows, columns=JUDGED).assign(baseline="unet_base")
     used = settled_runs(e.ledger[e.ledger["model"].isin(["ultraseg_130k", "unet_base"])])
     return _judge(e, table, _runs(used, "mixed", *table["dataset"]), above=0)

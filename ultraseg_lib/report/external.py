@@ -18,7 +18,6 @@ from ultraseg_lib.report.tables import (
     FINDING,
     LEVEL,
     LEVELS,
-    NO_FINDING,
     READ,
     error_bars,
     levels,
@@ -44,7 +43,7 @@ TOLD = READ | {  # for `tables.shown`
 }  # fmt: skip
 SCORES = ("recipe", "protocol", "epochs", "dataset", "tested", "title", "seeds", "images", "dice", *LEVELS, "paper_dice", "paper_hd95")  # fmt: skip
 AGAINST = ("recipe", "protocol", "model", "tested", "joint", "single", *FINDING[:4])
-GAINS = ("recipe", "protocol", "model", "tested", "share", "dice_b", "dice_a", *FINDING[:5], "seed_spread", "verdict")  # fmt: skip
+GAINS = ("recipe", "protocol", "model", "tested", "share", "dice_b", "dice_a", *FINDING)  # fmt: skip
 
 
 def by_tested(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -147,22 +146,14 @@ def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on all images with itself trained on the smallest share.
 
     ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, share (the smallest, %),
-    those of `tables.with_findings`, and seed_spread: the largest difference in mean Dice between
-    two seeds of the model on one share (NaN where no share has two), as in `ablation.beside_seeds`;
-    it grows with the number of seeds. A gain that is not larger is no finding.
+    then those of `tables.with_findings`.
     """
     rows = []
     for values, group in with_shares(ledger).groupby(SAME, sort=False):
         shares = dict(list(group.groupby("share")))
         keys = dict(zip(SAME, values, strict=True), share=min(shares))
         rows.append(keys | paired(shares[max(shares)], shares[min(shares)]))
-    table = with_findings(rows, [*SAME, "share"])
-    means = with_shares(ledger).groupby([*SAME, "share", "seed"])["dice"].mean()
-    spread = means.groupby([*SAME, "share"]).agg(["size", "max", "min"]).query("size > 1")
-    spread = (spread["max"] - spread["min"]).groupby(SAME).max().rename("seed_spread")
-    table = table.merge(spread.reset_index(), "left", SAME)
-    small = table["difference"].abs() <= table["seed_spread"]
-    return table.assign(verdict=table["verdict"].mask(small, NO_FINDING))
+    return with_findings(rows, [*SAME, "share"])
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -261,8 +261,7 @@ def plot_dice_bars(table: pd.DataFrame) -> Figure:
 def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figure:
     """Show differences in Dice with 95 % intervals, from the table's first row down.
 
-    ``table``: of `tables.with_findings` or `ablation.beside_seeds`, with a column label; of the
-    latter, how far another seed alone takes either model lies in grey behind.
+    ``table``: of `tables.with_findings` or `ablation.beside_seeds`, with a column label.
     ``against``: what was subtracted.
     """
     figure, axes = plt.subplots(figsize=(12, 3.4 + 0.6 * len(table)))
@@ -274,10 +273,6 @@ def plot_differences(table: pd.DataFrame, against: str, title: str = "") -> Figu
             axes.errorbar(part["difference"], np.flatnonzero(shown), xerr=bars, fmt=marker, ms=12,
                           lw=3, capsize=6, color=colour, mfc=colour if filled else "white", mew=3,
                           label=verdict)  # fmt: skip
-    if table.get("seed_spread", pd.Series()).notna().any():
-        reach = table["seed_spread"].fillna(0)
-        axes.barh(range(len(table)), 2 * reach, 0.9, -reach, color="0.9", zorder=0,
-                  label="reach of another seed")  # fmt: skip
     axes.axvline(0, color="black", lw=1.5)
     axes.set(yticks=range(len(table)), yticklabels=table["label"], ylim=(len(table) - 0.5, -0.5))
     axes.xaxis.set_major_locator(MaxNLocator(6))  # labels that do not touch

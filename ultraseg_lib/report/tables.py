@@ -43,7 +43,7 @@ READ: dict[str, tuple[str, Form]] = {  # a column, or several in one: its headin
     "difference": ("difference in Dice", SIGNED),
     "low high": ("95 % interval", f"{SIGNED} to {SIGNED}"),
     "difference low high": ("Dice per image (95 % interval)", f"{SIGNED} ({SIGNED} to {SIGNED})"),
-    "seed_spread": ("another seed", "±{:.3f}"), "p_holm": ("p (Holm)", LEVEL),
+    "p_holm": ("p (Holm)", LEVEL),
     "parameters": ("parameters", "{:,}"),
 }  # fmt: skip
 LEVELS = ("dice_low dice_high", "hd95", "miss_rate", "batch_pooled_dice")  # of `levels`
@@ -184,16 +184,12 @@ def groups(table: pd.DataFrame) -> list[pd.DataFrame]:
     return sorted(found, key=len, reverse=True)
 
 
-def paired(
-    one: pd.DataFrame, other: pd.DataFrame, compare: Callable = paired_test
-) -> dict[str, float]:
+def paired(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     """Compare two trainings image by image, the mean of all seeds of either.
 
     ``one``, ``other``: rows of the ledger, each of one model in one setting, on the same images.
     Keys: PAIRED, where seeds is the smaller number of both, dice and batch (batch_pooled_dice) are
-    the means, difference is the mean Dice one - other, low and high its 95 % interval over images
-    (or `videos`) and seeds, p that of the sign-flip test; ``compare``:
-    `statistics.paired_test`, or `difference_interval` for all but p, which takes most of the time.
+    the means, then those of `statistics.paired_test`, over images (or `videos`) and seeds.
     Raises ValueError where the images differ.
     """
     a, b = dice_by_seed(one), dice_by_seed(other)
@@ -202,8 +198,8 @@ def paired(
     groups = videos(a.columns)
     seeds, a, b = min(len(a), len(b)), a.to_numpy(), b[a.columns].to_numpy()
     batch = (x["batch_pooled_dice"].mean() for x in (one, other))
-    values = (seeds, a.shape[1], a.mean(), b.mean(), *batch, *compare(a, b, groups=groups))
-    return dict(zip(PAIRED, values, strict=False))  # p is the last
+    values = (seeds, a.shape[1], a.mean(), b.mean(), *batch, *paired_test(a, b, groups=groups))
+    return dict(zip(PAIRED, values, strict=True))
 
 
 def with_findings(
@@ -212,19 +208,16 @@ def with_findings(
     """Return rows of `paired` as a table: ``keys``, PAIRED, p_holm and verdict.
 
     p_holm is corrected for the comparisons of a group of ``within`` (default: all). Two models
-    differ by p_holm < 0.05 (as trained, on such images) and an interval without zero, which holds
-    the luck of several seeds; of one training each nobody knows what the next would give: no
-    verdict.
+    differ where it is below 0.05. Where one of them has a single seed nobody knows what its next
+    training would give: no verdict.
     """
     table = pd.DataFrame(rows, columns=[*keys, *PAIRED])
     if within and rows:
         table["p_holm"] = table.groupby([*within])["p"].transform(holm)
     else:
         table["p_holm"] = holm(table["p"])
-    outside = (table["low"] > 0) | (table["high"] < 0)
-    apart = outside & (table["p_holm"] < 0.05)
-    verdict = pd.Series(NO_FINDING, table.index).mask(apart, DIFFERS)
-    verdict = verdict.mask(apart & (table["seeds"] < 2), ONE_SEED)
+    verdict = pd.Series(NO_FINDING, table.index).mask(table["p_holm"] < 0.05, DIFFERS)
+    verdict = verdict.mask(table["seeds"] < 2, ONE_SEED)
     return table.drop(columns="p").assign(verdict=verdict)
 
 
@@ -235,16 +228,16 @@ def compare_pairs(
 
     Columns: those of `alike_pairs`, then of `with_findings`, corrected for the pairs of each group.
     """
-    rows = alike_pairs(ledger, pairs, within, paired_test)
+    rows = alike_pairs(ledger, pairs, within)
     return with_findings(rows, [*within, "model", "baseline"], within)
 
 
 def alike_pairs(
-    ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]], within: Sequence[str], compare: Callable
+    ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]], within: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return a row for each model and baseline that are alike in the columns ``within``.
 
-    Keys: ``within``, model, baseline, then those of `paired`, to which ``compare`` goes.
+    Keys: ``within``, model, baseline, then those of `paired`.
     """
     rows, pairs = [], list(pairs)
     for alike, group in ledger.groupby([*within], sort=False):
@@ -252,7 +245,7 @@ def alike_pairs(
         for model, baseline in pairs:
             if model in models and baseline in models:
                 keys = dict(zip(within, alike, strict=True), model=model, baseline=baseline)
-                rows.append(keys | paired(models[model], models[baseline], compare))
+                rows.append(keys | paired(models[model], models[baseline]))
     return rows
 
 
