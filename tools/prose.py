@@ -134,7 +134,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ladder": lambda: record.ladder(record.committed_ledger()),
     "repeats": record.repeats,
     "cells": record.cells_run,
-    **{f"answer_{key}": lambda key=key: f"- {summary.answers()[key]}" for key in summary.QUESTIONS},
+    **{f"answer_{key}": lambda key=key: summary.answer(key) for key in summary.QUESTIONS},
 }
 
 

@@ -187,6 +187,11 @@ def answers() -> dict[str, str]:
     return {key: ANSWERS[key].format(**parts[key]) for key in QUESTIONS}
 
 
+def answer(key: str) -> str:
+    """Return a question with its answer, a line of a list."""
+    return f"- **{QUESTIONS[key]}** {answers()[key]}"
+
+
 def findings() -> str:
     """Return `answers` as the table of the front page."""
     rows = ([f"**{question}**", answers()[key]] for key, question in QUESTIONS.items())
