@@ -1,5 +1,6 @@
 """Many runs at once: order, failures, killed processes, estimates, and the two engines' equality."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -28,6 +29,24 @@ def tiny_plan(**changes) -> study.Profile:
 def one_thread_a_run(monkeypatch):
     """Two threads wait for each other where other programs run, as the other half of the tests."""
     monkeypatch.setattr(engines, "usable_cores", lambda: 1)
+
+
+def test_a_long_reason_fits_into_the_pipe_that_is_read_at_the_end(monkeypatch):
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    monkeypatch.setattr(engines.signal, "signal", lambda *_: None)  # Ctrl-C stays the test's
+
+    def fail(*_, **__):
+        raise ValueError("x" * 200_000)
+
+    monkeypatch.setattr(engines, "run_once", fail)
+    plan = tiny_plan()
+    working = threading.Thread(
+        target=engines._work, args=(study.plan_runs(plan)[0], plan, 1, {}, sender), daemon=True
+    )
+    working.start()
+    working.join(20)  # a full pipe would hold it for ever
+    assert not working.is_alive()
+    assert receiver.recv().startswith("ValueError: xxx")
 
 
 def test_a_student_waits_for_its_teacher(outputs):

@@ -65,6 +65,8 @@ def test_each_notebook_has_two_to_four_exercises_that_its_solutions_pass(path):
         (0.9, 0.8, "not yet: off by up to 0.1, allowed is 0.02; hint"),
         ([1, 2], [1, 2, 3], "not yet: the shape is (2,), not (3,); hint"),
         ("many", 3, "not yet: 'many' is no number; hint"),
+        (float("nan"), 1, "not yet: it holds NaN; hint"),
+        ([float("nan"), 1], [1, 1], "not yet: it holds NaN; hint"),
         ("b", "a", "not yet: 'b' is not it; hint"),
         ({"a", "b"}, {"b", "a"}, "right"),
         (None, 1, "no answer yet"),

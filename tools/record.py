@@ -185,12 +185,12 @@ def order_effects() -> str:
 def _leads() -> pd.DataFrame:
     """Compare each UltraSeg with each other model trained alike, and 130K with 108K, on every test set.
 
-    Columns: those of `tables.alike_pairs`, and side: ahead or behind where the interval leaves out
+    Columns: those of `tables.compare_pairs`, and side: ahead or behind where the interval leaves out
     zero, else undecided; of one seed on either side no verdict.
     """
     pairs = [OURS, *((ours, other) for ours in OURS for other in MODELS if other not in OURS)]
     ledger = external.by_tested(tables.whole_models(committed_ledger()))
-    table = pd.DataFrame(tables.alike_pairs(ledger, pairs, external.ALIKE))
+    table = tables.compare_pairs(ledger, pairs, external.ALIKE)
     decided = [table["seeds"] < 2, table["low"] > 0, table["high"] < 0]
     return table.assign(side=np.select(decided, [tables.ONE_SEED, *SIDES[:2]], SIDES[2]))
 

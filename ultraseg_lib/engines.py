@@ -181,7 +181,8 @@ def _work(
     try:
         run_once(run, profile, on_epoch=stop_if_alone)
     except Exception as error:
-        answer.send(f"{type(error).__name__}: {error}")
+        # The parent reads once this process has ended: more than a pipe holds would never end.
+        answer.send(f"{type(error).__name__}: {error}"[:4000])
     else:
         answer.send(None)
 

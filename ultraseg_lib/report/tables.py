@@ -224,20 +224,10 @@ def with_findings(
 def compare_pairs(
     ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]], within: Sequence[str]
 ) -> pd.DataFrame:
-    """Compare models with baselines that are alike in the columns ``within``; see `with_findings`.
+    """Compare models with baselines that are alike in the columns ``within``.
 
-    Columns: those of `alike_pairs`, then of `with_findings`, corrected for the pairs of each group.
-    """
-    rows = alike_pairs(ledger, pairs, within)
-    return with_findings(rows, [*within, "model", "baseline"], within)
-
-
-def alike_pairs(
-    ledger: pd.DataFrame, pairs: Iterable[tuple[str, str]], within: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return a row for each model and baseline that are alike in the columns ``within``.
-
-    Keys: ``within``, model, baseline, then those of `paired`.
+    Columns: ``within``, model, baseline, then those of `with_findings`, corrected for the pairs of
+    each group.
     """
     rows, pairs = [], list(pairs)
     for alike, group in ledger.groupby([*within], sort=False):
@@ -246,7 +236,7 @@ def alike_pairs(
             if model in models and baseline in models:
                 keys = dict(zip(within, alike, strict=True), model=model, baseline=baseline)
                 rows.append(keys | paired(models[model], models[baseline]))
-    return rows
+    return with_findings(rows, [*within, "model", "baseline"], within)
 
 
 def _change(a: Sequence[Any], b: Sequence[Any]) -> dict[str, str]:
