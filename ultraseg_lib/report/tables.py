@@ -43,7 +43,7 @@ READ: dict[str, tuple[str, Form]] = {  # a column, or several in one: its headin
     "difference": ("difference in Dice", SIGNED),
     "low high": ("95 % interval", f"{SIGNED} to {SIGNED}"),
     "difference low high": ("Dice per image (95 % interval)", f"{SIGNED} ({SIGNED} to {SIGNED})"),
-    "p_holm": ("p (Holm)", LEVEL),
+    "p_holm": ("p (Holm)", lambda p: "< 0.001" if p < 0.001 else LEVEL.format(p)),
     "parameters": ("parameters", "{:,}"),
 }  # fmt: skip
 LEVELS = ("dice_low dice_high", "hd95", "miss_rate", "batch_pooled_dice")  # of `levels`
