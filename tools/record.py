@@ -32,11 +32,7 @@ OTHER_DRAWS = "@draw_"  # in the name of a dataset: has a table of its own, or a
 SIDES = ("ahead", "behind", "undecided")
 BATCH, IMAGE, LEAD = "batch_pooled_dice", "dice dice_low dice_high", "difference low high"
 SETTING = "recipe epochs protocol"
-APART = {
-    f"{BATCH}_apart": ("per batch − paper", SIGNED),
-    " ".join(f"{name}_apart" for name in IMAGE.split()):
-        ("per image − paper's per batch (95 % interval)", READ[LEAD][1]),
-}  # fmt: skip
+APART = {"apart": ("per batch − paper", SIGNED)}
 COMPARED = ("title", SETTING, "seeds", IMAGE, BATCH, "paper_dice", *APART)
 
 
@@ -75,11 +71,8 @@ def _per_batch(dice: float, seeds: int) -> str:
 
 
 def _beside_paper(levels: pd.DataFrame) -> pd.DataFrame:
-    """Return levels with their differences to paper_dice, of which that per image has an interval."""
-    apart = {
-        f"{name}_apart": levels[name] - levels["paper_dice"] for name in (BATCH, *IMAGE.split())
-    }
-    return levels.assign(**apart)
+    """Return levels with apart: their Dice per batch of 4 less the paper's."""
+    return levels.assign(apart=levels[BATCH] - levels["paper_dice"])
 
 
 def own_results(ledger: pd.DataFrame) -> str:

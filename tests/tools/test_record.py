@@ -1,7 +1,6 @@
 """The record in prose says what its files say."""
 
 import dataclasses
-import functools
 import json
 import re
 
@@ -17,7 +16,7 @@ from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, read_split, split_path
 from ultraseg_lib.paths import ROOT
-from ultraseg_lib.report import draws
+from ultraseg_lib.report import draws, tables
 from ultraseg_lib.report.tables import main_table
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
@@ -186,31 +185,54 @@ def side_of(leads: pd.DataFrame, model: str, baseline: str, dataset: str, rules:
 
 def test_the_words_of_the_front_page_are_true_of_the_record(leads):
     """The numbers of `summary.answers` are read; these are what its words say of them."""
-    apart = summary.as_printed().set_index("title")["apart"]
-    assert (apart["LB-UNet"].abs() < 0.002).all()  # scores what is printed
+    printed = summary.as_printed().set_index("title")
+    apart = printed["apart"]
+    assert (apart["UltraSeg-130K"].between(-0.05, 0)).all()  # nearly
+    assert (apart["LB-UNet"].abs() < 0.002).all()  # matches
     assert (apart[["EGE-UNet", "MobileUNet"]] > 0.04).all()
-    assert (apart["UltraSeg-130K"] < 0).all()  # nearly
-    lead = functools.partial(side_of, leads)
-    assert lead("ultraseg_130k", "lbunet", "kvasir_seg", "harder") == "ahead"
-    assert lead("ultraseg_108k", "lbunet", "kvasir_seg", "again") == "ahead"
-    assert lead("ultraseg_130k", "lbunet", "cvc_clinicdb", "harder") == "undecided"
-    both = leads.loc[("ultraseg_130k", "ultraseg_108k")]
-    assert "ahead" not in set(both["side"])
-    rows = summary.lead_rows().query("other == 'lbunet'")
-    assert (rows[["again", "harder"]].max(axis=1) < rows["printed"]).all()
+    assert (printed.loc[["EGE-UNet", "MobileUNet"], "seeds"] == 1).all()
+
+    sides = {
+        (dataset, model, rules): side_of(leads, model, "lbunet", dataset, rules)
+        for dataset in ("kvasir_seg", "cvc_clinicdb")
+        for model in ("ultraseg_130k", "ultraseg_108k")
+        for rules in record.RULES
+    }
+    ahead = {place for place, side in sides.items() if side == "ahead"}
+    assert ahead == {
+        ("kvasir_seg", "ultraseg_130k", "harder"),
+        ("kvasir_seg", "ultraseg_108k", "again"),
+        ("cvc_clinicdb", "ultraseg_108k", "again"),
+    }
+    rows = summary.lead_rows().query("other == 'lbunet'").set_index("dataset")
+    assert (rows.loc["kvasir_seg", ["again", "harder"]] > 0).all(axis=None)
+    assert "ahead" not in set(leads.loc[("ultraseg_130k", "ultraseg_108k"), "side"])
+
     steps = summary.kvasir_steps()
     assert steps["seeds"].tolist() == [1, 1, 1, 3]
-    near = (steps["batch"] - steps["printed"]).abs()
-    assert (near.iloc[:2] < 0.02).all()
-    assert (steps["low"].iloc[2:] < 0).all()
-    assert (steps["high"].iloc[2:] > 0).all()
-    assert record.lead_rows()["printed"].iloc[0] == pytest.approx(0.0549)
-    assert float(re.search(r"by up to (0\.\d\d)", summary.answers()["luck"])[1]) == 0.05
-    assert summary.fall_by_video()["low"] < 0  # not certain
-    assert "unet_base" not in set(record.committed_ledger()["model"])  # not trained
-    config = [study.read_config(run)["images"]["train"] for run in study.finished_runs("reference")
-              if run.dataset == "kvasir_seg" and run.recipe == "paper"]  # fmt: skip
-    assert max(config) / min(config) == pytest.approx(1.11, abs=0.005)  # 11 % more
+    assert steps["low"].iloc[-1] < 0 < steps["high"].iloc[-1]
+    longest = study.finished_runs("reference")
+    longest = [run for run in longest if run.dataset == "kvasir_seg" and run.epochs == 200]
+    assert sorted((run.model, run.seed) for run in longest) == [("lbunet", 0), ("ultraseg_130k", 0)]
+
+    told = summary.answers()
+    spans = re.search(
+        r"span (0\.\d\d) on Kvasir-SEG, by ours (0\.\d\d); .* by (0\.\d\d)", told["luck"]
+    )
+    ours, harder, draw = map(float, spans.groups())
+    assert harder < 0.02 < 0.03 < ours < 0.06  # far, by the paper's recipe
+    assert 0.03 < draw < 0.06
+    choices = tables.choices_table(record.committed_ledger())
+    choices = choices[(choices["model"] == "ultraseg_130k") & (choices["changed"] == "protocol")]
+    strong = choices[choices["a"].str.startswith("strong")]
+    assert len(strong) == 2
+    assert (strong["difference"].abs() < 0.005).all()  # nothing
+    assert set(choices["seeds"]) == {1}  # one seed on a side
+    assert summary.fall_by_video()["low"] < 0  # not certain yet
+    assert "unet_base" not in set(record.committed_ledger()["model"])
+    assert re.search(
+        r"[1-9] printed numbers, [1-9] descriptions, [1-9] conclusions", told["claims"]
+    )
 
 
 def test_the_order_of_the_list_is_told_beside_random_orders():
