@@ -178,14 +178,14 @@ def order_effects() -> str:
 def _leads() -> pd.DataFrame:
     """Compare each UltraSeg with each other model trained alike, and 130K with 108K, on every test set.
 
-    Columns: those of `tables.compare_pairs`, and side: ahead or behind where the interval leaves out
-    zero, else undecided; of one seed on either side no verdict.
+    Columns: those of `tables.compare_pairs`, and side: its verdict as ahead, behind or undecided.
     """
     pairs = [OURS, *((ours, other) for ours in OURS for other in MODELS if other not in OURS)]
     ledger = external.by_tested(tables.whole_models(committed_ledger()))
     table = tables.compare_pairs(ledger, pairs, external.ALIKE)
-    decided = [table["seeds"] < 2, table["low"] > 0, table["high"] < 0]
-    return table.assign(side=np.select(decided, [tables.ONE_SEED, *SIDES[:2]], SIDES[2]))
+    side = pd.Series(np.where(table["difference"] > 0, *SIDES[:2]), table.index)
+    side = side.mask(table["verdict"] == tables.NO_FINDING, SIDES[2])
+    return table.assign(side=side.mask(table["seeds"] < tables.SEEDS, tables.FEW_SEEDS))
 
 
 def _in_order(tested: Iterable[str]) -> list[str]:
@@ -209,16 +209,27 @@ def leads() -> str:
         for side in ("model", "baseline")
     )  # fmt: skip
     table = table.assign(batch=table["batch_a"] - table["batch_b"], paper=ours.array - other.array)
-    columns = [*PAIR, "tested", "images", "difference", "low", "high", "side", "batch", "paper"]
+    columns = [
+        *PAIR,
+        "tested",
+        "images",
+        "difference",
+        "low",
+        "high",
+        "p_holm",
+        "side",
+        "batch",
+        "paper",
+    ]
     return table[columns].round(4).to_csv(index=False)
 
 
 def leads_told() -> str:
-    """Return on which test sets each UltraSeg is ahead, by `RULES`, where each side has two seeds."""
+    """Return on which test sets each UltraSeg is ahead, by `RULES`, where both have seeds enough."""
     rows = []
     table = _leads()
     rules = pd.MultiIndex.from_frame(table[["recipe", "protocol"]]).isin([*RULES.values()])
-    for key, group in table[rules & (table["seeds"] > 1)].groupby(PAIR):
+    for key, group in table[rules & (table["seeds"] >= tables.SEEDS)].groupby(PAIR):
         told = (_in_order(group.loc[group["side"] == side, "tested"]) for side in SIDES)
         told = (", ".join(map(dataset_title, names)) or "none" for names in told)
         names = " − ".join(map(model_title, key[:2]))

@@ -25,7 +25,7 @@ def test_a_model_is_compared_within_its_setting_and_seed():
     table = ablation.compare(pd.concat(parts), [("ultraseg_130k+fusion_fixed", "ultraseg_130k")])
     assert table["difference"].tolist() == pytest.approx([-0.2])
     assert table["title"].tolist() == ["fixed fusion"]
-    assert table["verdict"].tolist() == ["one seed: no verdict"]
+    assert table["verdict"].tolist() == ["too few seeds: no verdict"]
 
 
 def test_what_another_seed_does_follows_the_differences():
@@ -39,10 +39,10 @@ def test_what_another_seed_does_follows_the_differences():
     assert chance["difference"].tolist() == pytest.approx([-0.02])
     table = ablation.beside_seeds(ablation.compare(ledger, pair), chance)
     assert table["label"].tolist() == ["fixed fusion", "UltraSeg-130K, seed 1 − seed 0"]
-    assert table["verdict"].tolist() == ["one seed: no verdict", "the seed alone"]
+    assert table["verdict"].tolist() == ["too few seeds: no verdict", "the seed alone"]
     alone = ablation.compare(pd.concat([changed, plain]), pair)
     none = ablation.compare_seeds(plain, ["ultraseg_130k"])
-    assert ablation.beside_seeds(alone, none)["verdict"].tolist() == ["one seed: no verdict"]
+    assert ablation.beside_seeds(alone, none)["verdict"].tolist() == ["too few seeds: no verdict"]
 
 
 def test_patience_is_priced_from_a_run_that_went_on(outputs):

@@ -106,7 +106,7 @@ def test_a_share_is_compared_by_the_mean_of_all_seeds(ledger):
 
 def test_a_gain_from_one_seed_has_no_verdict(ledger):
     text = tables.shown(external.share_gains(ledger), external.GAINS, external.TOLD)
-    assert text["verdict"].tolist() == ["one seed: no verdict"]
+    assert text["verdict"].tolist() == ["too few seeds: no verdict"]
     assert external.share_gains(ledger[ledger["dataset"] == "mixed"]).empty
 
 
@@ -116,8 +116,8 @@ def test_a_gain_from_one_seed_has_no_verdict(ledger):
 def test_a_gain_is_a_finding_where_it_is_far_larger_than_what_another_seed_does(
     ledger, drop, verdict
 ):
-    again = ledger.assign(seed=1, dice=ledger["dice"] - drop)
-    gains = external.share_gains(pd.concat([ledger, again]))
+    again = [ledger.assign(seed=seed, dice=ledger["dice"] - drop * (seed - 1)) for seed in range(3)]
+    gains = external.share_gains(pd.concat(again))
     assert gains["difference"].tolist() == pytest.approx([0.2])
     assert gains["verdict"].tolist() == [verdict]
 

@@ -72,7 +72,7 @@ def test_a_choice_is_compared_on_the_same_images():
     assert row["low"] == pytest.approx(row["high"]) == pytest.approx(row["difference"])
     assert {row["a"], row["b"]} == {"strong, clean, 12 epochs", "paper, clean, 12 epochs"}
     assert row["label"] == "recipe: strong − paper (clean, 12 epochs)"
-    assert row["verdict"] == tables.ONE_SEED
+    assert row["verdict"] == tables.FEW_SEEDS
     again = choices.assign(verdict=[tables.NO_FINDING])
     figure = figures.plot_differences(again, "the other")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row["label"]]
@@ -142,23 +142,33 @@ def test_a_model_of_one_seed_is_compared_with_all_of_the_other():
 
 
 def test_a_finding_holds_for_the_models_and_for_their_seeds():
-    seeds = [own("lbunet", HIGH), own("lbunet", LOW, seed=1)]
-    seeds += [own("unet_tiny", LOW), own("unet_tiny", LOW, seed=1)]
-    pair = ablation.compare(pd.concat(seeds), PAIR).iloc[0]
-    assert pair["low"] < 0  # the means differ on every image, but LB-UNet's two seeds lie far apart
+    tiny = [own("unet_tiny", LOW, seed=seed) for seed in range(3)]
+    apart = [own("lbunet", dice, seed=seed) for seed, dice in enumerate((HIGH, HIGH, LOW))]
+    pair = ablation.compare(pd.concat([*tiny, *apart]), PAIR).iloc[0]
+    assert pair["low"] < 0  # the means differ on every image, but LB-UNet's seeds lie far apart
     assert pair["p_holm"] > 0.05
     assert pair["verdict"] == tables.NO_FINDING
-    seeds[1] = own("lbunet", HIGH, seed=1)
-    pair = ablation.compare(pd.concat(seeds), PAIR).iloc[0]
-    assert pair["verdict"] == tables.DIFFERS
+    alike = [own("lbunet", HIGH, seed=seed) for seed in range(3)]
+    assert ablation.compare(pd.concat([*tiny, *alike]), PAIR)["verdict"].tolist() == ["differs"]
+    two = ablation.compare(pd.concat([*tiny, *alike[:2]]), PAIR).iloc[0]
+    assert two["verdict"] == tables.FEW_SEEDS
+    assert np.isnan(two["p_holm"])
 
 
 def test_p_values_are_corrected_within_their_group_only():
-    rows = [{"set": name, "p": 0.03, "seeds": 2} for name in "aab"]
+    rows = [{"set": name, "p": 0.03, "seeds": 3} for name in "aab"]
+    rows += [
+        {"set": "b", "p": 0.0001, "seeds": seeds} for seeds in (1, 2)
+    ]  # no test is made of these
     table = tables.with_findings(rows, ["set"], ["set"])
-    assert table["p_holm"].tolist() == [0.06, 0.06, 0.03]
-    assert table["verdict"].tolist() == [tables.NO_FINDING, tables.NO_FINDING, tables.DIFFERS]
-    assert tables.with_findings(rows, ["set"])["p_holm"].tolist() == pytest.approx([0.09] * 3)
+    assert table["p_holm"].tolist() == pytest.approx(
+        [0.06, 0.06, 0.03, np.nan, np.nan], nan_ok=True
+    )
+    few = [tables.FEW_SEEDS] * 2
+    assert table["verdict"].tolist() == [tables.NO_FINDING, tables.NO_FINDING, tables.DIFFERS, *few]
+    whole = tables.with_findings(rows, ["set"])["p_holm"]
+    assert whole.tolist() == pytest.approx([0.09] * 3 + [np.nan] * 2, nan_ok=True)
+    assert tables.with_findings([], ["set"], ["set"]).empty
 
 
 def test_no_choices_without_two_settings():

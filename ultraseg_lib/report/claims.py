@@ -56,6 +56,7 @@ from ultraseg_lib.report.printed import (
 from ultraseg_lib.report.tables import (
     DIFFERENCE,
     GROUP_KEYS,
+    SEEDS,
     SETTING,
     compare_pairs,
     dice_by_seed,
@@ -78,7 +79,6 @@ IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
 # Of each model, below which a difference between trainings decides nothing: by one, models that are
 # alike would be told apart in one case of three and more (notebook 12 counts); the paper has three.
-SEEDS = 3
 FRAMES = 30  # of a kind, of as many videos where they are told, below which they decide nothing
 JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table
 

@@ -23,8 +23,8 @@ from ultraseg_lib.paths import outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import provenance
 from ultraseg_lib.report.tables import (
     DIFFERS,
+    FEW_SEEDS,
     NO_FINDING,
-    ONE_SEED,
     SEED_ALONE,
     error_bars,
     with_seeds,
@@ -46,7 +46,7 @@ PER_BATCH = {"marker": "D", "ls": "", "ms": 7, "color": "black"}  # ours; pooled
 PER_BATCH_PAPER = {"marker": "D", "ls": "", "ms": 13, "mfc": "none", "mec": "black", "mew": 2.5}
 VERDICTS = {  # grey, marker, filled: colours are for models
     DIFFERS: ("black", "s", True), NO_FINDING: ("0.4", "o", True),
-    ONE_SEED: ("black", "s", False), SEED_ALONE: ("0.65", "D", True),
+    FEW_SEEDS: ("black", "s", False), SEED_ALONE: ("0.65", "D", True),
 }  # fmt: skip
 
 

@@ -21,7 +21,8 @@ DIFFERENCE = ("difference", "low", "high")
 PAIRED = ("seeds", "images", "dice_a", "dice_b", "batch_a", "batch_b", *DIFFERENCE, "p")
 FEW = 10  # images: below this there are points, no box and no interval
 DIFFERS, NO_FINDING = "differs", "no finding"  # verdicts on a difference
-ONE_SEED, SEED_ALONE = "one seed: no verdict", "the seed alone"
+FEW_SEEDS, SEED_ALONE = "too few seeds: no verdict", "the seed alone"
+SEEDS = 3  # of each model, for a verdict: as many as the paper has
 
 Form = str | Callable[..., str]
 LEVEL, SIGNED = "{:.3f}", "{:+z.3f}"
@@ -207,18 +208,16 @@ def with_findings(
 ) -> pd.DataFrame:
     """Return rows of `paired` as a table: ``keys``, PAIRED, p_holm and verdict.
 
-    p_holm is corrected for the comparisons of a group of ``within`` (default: all). Two models
-    differ where it is below 0.05. Where one of them has a single seed nobody knows what its next
-    training would give: no verdict.
+    Two models differ where p_holm is below 0.05; it is corrected for the verdicts of a group of
+    ``within`` (default: all). With fewer than SEEDS seeds of either there is none, and no p_holm: of
+    one seed nobody knows what the next training gives, and two may lie close by chance.
     """
     table = pd.DataFrame(rows, columns=[*keys, *PAIRED])
-    if within and rows:
-        table["p_holm"] = table.groupby([*within])["p"].transform(holm)
-    else:
-        table["p_holm"] = holm(table["p"])
+    decided = table["seeds"] >= SEEDS
+    groups = [table.loc[decided, key] for key in within] or np.zeros(decided.sum())
+    table["p_holm"] = table.loc[decided, "p"].groupby(groups).transform(holm)
     verdict = pd.Series(NO_FINDING, table.index).mask(table["p_holm"] < 0.05, DIFFERS)
-    verdict = verdict.mask(table["seeds"] < 2, ONE_SEED)
-    return table.drop(columns="p").assign(verdict=verdict)
+    return table.drop(columns="p").assign(verdict=verdict.where(decided, FEW_SEEDS))
 
 
 def compare_pairs(
