@@ -1,5 +1,7 @@
 """Intervals and tests against scipy, simulated coverage, and examples worked by hand."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -199,6 +201,18 @@ def test_the_p_value_of_seeds_agrees_with_welchs_test():
     welch = stats.ttest_ind(a, b, equal_var=False).pvalue[0]
     assert 0.01 < welch < 0.9
     assert paired_test(a + hard, b + hard).p_value == pytest.approx(welch, rel=0.01)
+
+
+@pytest.mark.parametrize(("seeds", "low", "high"), [(2, 0.1, 0.25), (3, 0, 0.08)])
+def test_three_seeds_are_enough_for_a_verdict_among_many_and_two_are_not(seeds, low, high):
+    """How often any of ten comparisons of five models that are alike is called a difference."""
+    rng, families = np.random.default_rng(0), 150
+    found = 0
+    for _ in range(families):
+        models = rng.normal(0, 0.03, (5, seeds, 1)) + rng.normal(0, 0.09, (5, seeds, 100))
+        tests = [paired_test(a, b, 300).p_value for a, b in combinations(models, 2)]
+        found += holm(tests).min() < 0.05
+    assert low <= found / families < high
 
 
 def test_paired_test_finds_a_small_steady_gain_that_unpaired_intervals_hide():

@@ -182,7 +182,7 @@ def _work(
         run_once(run, profile, on_epoch=stop_if_alone)
     except Exception as error:
         # The parent reads once this process has ended: more than a pipe holds would never end.
-        answer.send(f"{type(error).__name__}: {error}"[:4000])
+        answer.send(f"{type(error).__name__}: {error}"[:900])
     else:
         answer.send(None)
 

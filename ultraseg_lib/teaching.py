@@ -58,7 +58,7 @@ def _what_is_off(answer: Any, expected: Any, tolerance: float) -> str:
         return f"the shape is {found.shape}, not {wanted.shape}"
     if np.allclose(found, wanted, rtol=0, atol=tolerance, equal_nan=True):
         return ""
-    if np.isnan(found).any():
+    if (np.isnan(found) & ~np.isnan(wanted)).any():
         return "it holds NaN"
     return f"off by up to {np.nanmax(np.abs(found - wanted)):.3g}, allowed is {tolerance:g}"
 

@@ -9,8 +9,10 @@ import pytest
 import tifffile
 from conftest import write_pair
 
+from ultraseg_lib import study
 from ultraseg_lib.data import DataError, Frames, audit, find_dataset, find_datasets, splits
 from ultraseg_lib.data.synthetic import generate_frame, synthetic_video
+from ultraseg_lib.paths import ROOT
 
 SCENES = [generate_frame(seed=5, index=i, size=256).image for i in range(12)]
 
@@ -161,6 +163,23 @@ def test_copying_the_nearest_mask_scores_high_only_where_sequences_are_cut():
         means.append(scores.mean())
     assert means[0] > 0.8
     assert means[1] < means[0] - 0.3
+
+
+def test_copied_masks_score_on_clinicdb_as_the_record_says(real_data, outputs):
+    recorded = pd.read_csv(ROOT / "outputs/reference/copied_masks.csv")
+    assert len(recorded) == 3
+    schemes = {
+        "drawn by frame": "random",
+        "PraNet's list": "pranet",
+        "drawn by sequence": "sequence",
+    }
+    frames = study.load_frames_of("cvc_clinicdb", study.load_profile("lite"))
+    for row in recorded.itertuples():
+        parts = splits.read_split(splits.split_path("cvc_clinicdb", schemes[row.list]))
+        table = frames.table.assign(part=frames.table["image_id"].map(parts))
+        told = Frames(frames.images, frames.masks, table)
+        dice = audit.copied_dice(told.part("train", "val"), told.part("test"))
+        assert (len(dice), dice.mean()) == (row[2], pytest.approx(row.Dice, abs=0.005))
 
 
 def test_frames_in_memory_give_the_same_pairs(tmp_path):

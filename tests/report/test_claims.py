@@ -64,6 +64,8 @@ def test_every_claim_has_its_rule_and_every_rule_its_claim():
     sections = {each["section"] for each in BY_ID.values()}
     assert {"Abstract", "Contributions", "Introduction", "Conclusion", "Discussion"} <= sections
     assert len([name for name in sections if name.startswith("Section")]) >= 8
+    kinds = [each["kind"] for each in BY_ID.values()]
+    assert set(kinds) == {"number", "description", "conclusion"}
 
 
 def test_known_slips_of_the_paper_are_found_in_its_own_tables():

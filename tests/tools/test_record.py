@@ -16,7 +16,7 @@ from ultraseg_lib import study
 from ultraseg_lib.data import catalog, dataset_title
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, read_split, split_path
 from ultraseg_lib.paths import ROOT
-from ultraseg_lib.report import draws, tables
+from ultraseg_lib.report import benchmark_figures, draws, tables
 from ultraseg_lib.report.tables import main_table
 from ultraseg_lib.variants import model_title
 from ultraseg_lib.weights import shipped_weights
@@ -202,23 +202,20 @@ def test_the_words_of_the_front_page_are_true_of_the_record(leads):
         for model in ("ultraseg_130k", "ultraseg_108k")
         for rules in record.RULES
     }
-    ahead = {place for place, side in sides.items() if side == "ahead"}
-    assert ahead == {
+    decided = {place for place, side in sides.items() if side in ("ahead", "behind")}
+    assert decided == {
         ("kvasir_seg", "ultraseg_130k", "harder"),
         ("kvasir_seg", "ultraseg_108k", "again"),
-        ("cvc_clinicdb", "ultraseg_108k", "again"),
     }
+    two = {side for place, side in sides.items() if place[0] == "cvc_clinicdb"}
+    assert two == {"too few seeds: no verdict"}
     rows = summary.lead_rows().query("other == 'lbunet'").set_index("dataset")
     assert (rows.loc["kvasir_seg", ["again", "harder"]] > 0).all(axis=None)
     assert "ahead" not in set(leads.loc[("ultraseg_130k", "ultraseg_108k"), "side"])
 
     steps = summary.kvasir_steps()
     assert steps["seeds"].tolist() == [1, 1, 1, 3]
-    assert steps["low"].iloc[-1] < 0 < steps["high"].iloc[-1]
-    longest = study.finished_runs("reference")
-    longest = [run for run in longest if run.dataset == "kvasir_seg" and run.epochs == 200]
-    assert sorted((run.model, run.seed) for run in longest) == [("lbunet", 0), ("ultraseg_130k", 0)]
-
+    assert steps["verdict"].iloc[-1] == "no finding"
     told = summary.answers()
     spans = re.search(
         r"span (0\.\d\d) on Kvasir-SEG, by ours (0\.\d\d); .* by (0\.\d\d)", told["luck"]
@@ -232,6 +229,9 @@ def test_the_words_of_the_front_page_are_true_of_the_record(leads):
     assert len(strong) == 2
     assert (strong["difference"].abs() < 0.005).all()  # nothing
     assert set(choices["seeds"]) == {1}  # one seed on a side
+    fps = 1000 / benchmark_figures.recorded_machines()["median, ms"].loc["float32"]
+    assert (fps.loc[["OpenVINO", "own kernels"]] > 30).all(axis=None)  # with the right engine
+    assert (fps.loc["plain PyTorch"] < 30).any()
     assert summary.fall_by_video()["low"] < 0  # not certain yet
     assert "unet_base" not in set(record.committed_ledger()["model"])
     assert re.search(
