@@ -125,7 +125,7 @@ def kill_when(find, deadline: float = 60) -> threading.Thread:
 
 
 def test_a_killed_process_fails_its_run_only_and_the_run_goes_on(outputs, monkeypatch):
-    plan = tiny_plan(epochs=30)  # it must not end before it is killed
+    plan = tiny_plan(epochs=16)  # it must not end before it is killed
     victim, other = study.plan_runs(plan)
     pids = {}
     start = engines.LocalPool.start

@@ -42,7 +42,7 @@ def test_a_model_with_trained_weights_is_ready_to_predict():
     assert not create_model("ultraseg_130k", weights="mixed").training
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.slow)])
 def test_shipped_weights_give_the_shipped_scores(real_data, every):
     profile = study.load_profile("lite")
     for run in committed():
