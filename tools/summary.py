@@ -146,7 +146,7 @@ QUESTIONS = {  # of the front page: what `answers` answers
 ANSWERS = {
     "again": "Nearly. By the paper's recipe, the epoch picked on the test images as in its code,"
     " UltraSeg-130K scores {kvasir} and {clinic}; on other draws of the test images {draws}."
-    " LB-UNet matches its printed scores; EGE-UNet and MobileUNet (one seed each) score {low:.2f}"
+    " LB-UNet matches its printed scores; EGE-UNet and MobileUNet (one seed or two) score {low:.2f}"
     " to {high:.2f} above theirs.",
     "leads": "On Kvasir-SEG, three seeds each: 130K leads by {130K kvasir_seg harder} with our"
     " recipe (printed: {130K kvasir_seg printed}) and 108K by {108K kvasir_seg again} with the"

@@ -194,7 +194,7 @@ def test_the_words_of_the_front_page_are_true_of_the_record(leads):
     assert (apart["UltraSeg-130K"].between(-0.05, 0)).all()  # nearly
     assert (apart["LB-UNet"].abs() < 0.002).all()  # matches
     assert (apart[["EGE-UNet", "MobileUNet"]] > 0.04).all()
-    assert (printed.loc[["EGE-UNet", "MobileUNet"], "seeds"] == 1).all()
+    assert (printed.loc[["EGE-UNet", "MobileUNet"], "seeds"] < 3).all()
 
     sides = {
         (dataset, model, rules): side_of(leads, model, "lbunet", dataset, rules)
