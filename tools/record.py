@@ -184,7 +184,7 @@ def _leads() -> pd.DataFrame:
     ledger = external.by_tested(tables.whole_models(committed_ledger()))
     table = tables.compare_pairs(ledger, pairs, external.ALIKE)
     side = pd.Series(np.where(table["difference"] > 0, *SIDES[:2]), table.index)
-    side = side.mask(table["verdict"] == tables.NO_FINDING, SIDES[2])
+    side = side.mask(table["verdict"] == tables.UNDECIDED, SIDES[2])
     return table.assign(side=side.mask(table["seeds"] < tables.SEEDS, tables.FEW_SEEDS))
 
 

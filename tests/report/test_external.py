@@ -111,7 +111,7 @@ def test_a_gain_from_one_seed_has_no_verdict(ledger):
 
 
 @pytest.mark.parametrize(
-    ("drop", "verdict"), [(0.01, "differs"), (0.1, "no finding"), (0.3, "no finding")]
+    ("drop", "verdict"), [(0.01, "differs"), (0.1, "undecided"), (0.3, "undecided")]
 )
 def test_a_gain_is_a_finding_where_it_is_far_larger_than_what_another_seed_does(
     ledger, drop, verdict

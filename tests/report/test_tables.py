@@ -73,10 +73,10 @@ def test_a_choice_is_compared_on_the_same_images():
     assert {row["a"], row["b"]} == {"strong, clean, 12 epochs", "paper, clean, 12 epochs"}
     assert row["label"] == "recipe: strong − paper (clean, 12 epochs)"
     assert row["verdict"] == tables.FEW_SEEDS
-    again = choices.assign(verdict=[tables.NO_FINDING])
+    again = choices.assign(verdict=[tables.UNDECIDED])
     figure = figures.plot_differences(again, "the other")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row["label"]]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no finding"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["undecided"]
 
 
 def test_one_choice_at_a_time_is_compared():
@@ -147,7 +147,7 @@ def test_a_finding_holds_for_the_models_and_for_their_seeds():
     pair = ablation.compare(pd.concat([*tiny, *apart]), PAIR).iloc[0]
     assert pair["low"] < 0  # the means differ on every image, but LB-UNet's seeds lie far apart
     assert pair["p_holm"] > 0.05
-    assert pair["verdict"] == tables.NO_FINDING
+    assert pair["verdict"] == tables.UNDECIDED
     alike = [own("lbunet", HIGH, seed=seed) for seed in range(3)]
     assert ablation.compare(pd.concat([*tiny, *alike]), PAIR)["verdict"].tolist() == ["differs"]
     two = ablation.compare(pd.concat([*tiny, *alike[:2]]), PAIR).iloc[0]
@@ -165,7 +165,7 @@ def test_p_values_are_corrected_within_their_group_only():
         [0.06, 0.06, 0.03, np.nan, np.nan], nan_ok=True
     )
     few = [tables.FEW_SEEDS] * 2
-    assert table["verdict"].tolist() == [tables.NO_FINDING, tables.NO_FINDING, tables.DIFFERS, *few]
+    assert table["verdict"].tolist() == [tables.UNDECIDED, tables.UNDECIDED, tables.DIFFERS, *few]
     whole = tables.with_findings(rows, ["set"])["p_holm"]
     assert whole.tolist() == pytest.approx([0.09] * 3 + [np.nan] * 2, nan_ok=True)
     assert tables.with_findings([], ["set"], ["set"]).empty

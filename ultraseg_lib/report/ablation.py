@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from ultraseg_lib import study
 from ultraseg_lib.metrics import dice_score
@@ -200,6 +200,7 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
                    color=PALETTE[colour], label=dataset_title(name))  # fmt: skip
     left.set(yticks=range(len(rungs)), yticklabels=names, ylim=(len(rungs) - 0.5, -0.5))
     left.set(xlabel="Dice", title="ours (seeds)")
+    left.xaxis.set_major_locator(MultipleLocator(0.05))
     right.set(xlabel="Dice per batch of 4, as printed", title="the paper's Table 5")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     figures.name_definitions(figure, with_paper=False)
@@ -306,18 +307,16 @@ def _plot_weights_of(axes: Axes, table: pd.DataFrame) -> None:
     first = table[table["weight"] == table["weight"].iloc[0]]
     start, walk = first["start"], first["coin_tosses"]
     for reach, grey in ((2, "0.92"), (1, "0.82")):
-        axes.fill_between(
-            first["epoch"], start - reach * walk, start + reach * walk, color=grey, lw=0
-        )
-    axes.axhline(start.iloc[0], color="black", ls="--", lw=2)
+        band = start - reach * walk, start + reach * walk
+        axes.fill_between(first["epoch"], *band, color=grey, lw=0, label=f"coin tosses, {reach} sd")
+    axes.axhline(start.iloc[0], color="black", ls="--", lw=2, label="start")
     for name, line in table.groupby("weight", sort=False):
         label = weight_words(name).rpartition(", ")[2]
         # One colour a level, in all panels.
         level = int("".join(filter(str.isdigit, label)) or 0) % 4
         axes.plot(line["epoch"], line["value"], "osD^"[level] + "-", ms=7, lw=2.5,
                   color=PALETTE[level], markevery=max(1, len(line) // 10), label=label)  # fmt: skip
-    if table["weight"].nunique() > 1:
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 @torch.no_grad()

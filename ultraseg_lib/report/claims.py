@@ -189,7 +189,11 @@ def _reach(rows: pd.DataFrame, fps: float) -> Finding:
         return Finding(True, text)
     if any(PAPER_CPU in name for name in rows.loc[rows["eager"] < fps, "machine"]):
         return Finding(False, text)
-    return Finding(None, f"not on every CPU, though not refuted on the paper's: {text}", timed=True)
+    return Finding(
+        None,
+        f"by plain PyTorch not on every CPU that was timed, though not refuted on the paper's: {text}",
+        timed=True,
+    )
 
 
 @_decides

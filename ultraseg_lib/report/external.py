@@ -181,8 +181,10 @@ def _plot_panel(axes: Axes, table: pd.DataFrame, lines: list[tuple[str, str]]) -
             axes.plot(part["batch_pooled_dice"], places, **figures.PER_BATCH)
             axes.plot(part["paper_dice"], places, **figures.PER_BATCH_PAPER)
     name = table["tested"].iloc[0]
-    kind = "unseen" if name in WHOLE_TEST_SETS else "test part"
-    axes.set(title=f"{dataset_title(name)}\n{kind}", xlim=(0, 1), xlabel="Dice")
+    title = dataset_title(name)
+    if "unseen" not in title:
+        title += "\nunseen" if name in WHOLE_TEST_SETS else "\ntest part"
+    axes.set(title=title, xlim=(0, 1), xlabel="Dice")
     axes.grid(axis="x", color="0.9")
 
 

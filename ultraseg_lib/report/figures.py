@@ -24,8 +24,8 @@ from ultraseg_lib.provenance import provenance
 from ultraseg_lib.report.tables import (
     DIFFERS,
     FEW_SEEDS,
-    NO_FINDING,
     SEED_ALONE,
+    UNDECIDED,
     error_bars,
     with_seeds,
 )
@@ -45,7 +45,7 @@ STYLES = {  # colour and marker: a model looks alike in every figure, UltraSeg i
 PER_BATCH = {"marker": "D", "ls": "", "ms": 7, "color": "black"}  # ours; pooled as the paper does
 PER_BATCH_PAPER = {"marker": "D", "ls": "", "ms": 13, "mfc": "none", "mec": "black", "mew": 2.5}
 VERDICTS = {  # grey, marker, filled: colours are for models
-    DIFFERS: ("black", "s", True), NO_FINDING: ("0.4", "o", True),
+    DIFFERS: ("black", "s", True), UNDECIDED: ("0.4", "o", True),
     FEW_SEEDS: ("black", "s", False), SEED_ALONE: ("0.65", "D", True),
 }  # fmt: skip
 

@@ -344,7 +344,7 @@ def plot_hausdorff(full: NDArray, p95: NDArray, diagonal: float, title: str) -> 
         f"one mask empty:\n{np.count_nonzero(gone)} images", (diagonal, diagonal), (-4, 14),
         textcoords="offset points", ha="right", va="bottom", size="small", color=VERMILION,
     )  # fmt: skip
-    axes.set(xlabel="HD95 (px)", ylabel="100 % Hausdorff (px)", title=title)
+    axes.set(xlabel="HD95 (px)", ylabel="Hausdorff distance (px)", title=title)
     axes.set_ylim(top=1.2 * diagonal)
     return figure
 

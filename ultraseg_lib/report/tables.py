@@ -20,7 +20,7 @@ SETTING = GROUP_KEYS[:-1]  # only runs of one setting are compared
 DIFFERENCE = ("difference", "low", "high")
 PAIRED = ("seeds", "images", "dice_a", "dice_b", "batch_a", "batch_b", *DIFFERENCE, "p")
 FEW = 10  # images: below this there are points, no box and no interval
-DIFFERS, NO_FINDING = "differs", "no finding"  # verdicts on a difference
+DIFFERS, UNDECIDED = "differs", "undecided"  # verdicts on a difference
 FEW_SEEDS, SEED_ALONE = "too few seeds: no verdict", "the seed alone"
 SEEDS = 3  # of each model, for a verdict: as many as the paper has
 
@@ -216,7 +216,7 @@ def with_findings(
     decided = table["seeds"] >= SEEDS
     groups = [table.loc[decided, key] for key in within] or np.zeros(decided.sum())
     table["p_holm"] = table.loc[decided, "p"].groupby(groups).transform(holm)
-    verdict = pd.Series(NO_FINDING, table.index).mask(table["p_holm"] < 0.05, DIFFERS)
+    verdict = pd.Series(UNDECIDED, table.index).mask(table["p_holm"] < 0.05, DIFFERS)
     return table.drop(columns="p").assign(verdict=verdict.where(decided, FEW_SEEDS))
 
 
