@@ -245,7 +245,7 @@ def test_ones_own_dataset_is_trained_on_and_its_results_outlive_it(own_data, out
     mask = data_folder / "my_clinic/masks/03.png"
     before = mask.read_bytes()
     cv2.imwrite(str(mask), 255 - cv2.imread(str(mask)))  # corrected by its owner
-    with pytest.raises(ValueError, match=r"made from images content .*--force"):
+    with pytest.raises(ValueError, match=r"made from content my_clinic .*--force"):
         study.run_once(run, plan)
     mask.write_bytes(before)
     own_data(24)  # four more
@@ -256,6 +256,22 @@ def test_ones_own_dataset_is_trained_on_and_its_results_outlive_it(own_data, out
     assert len(study.run_once(run, plan)) == 4
     with pytest.raises(ValueError, match="dataset: unknown 'my_clinic'"):
         own_run()
+
+
+def test_other_files_of_a_dataset_of_the_catalog_are_no_longer_its_results(own_data, outputs):
+    own_data(20, "Kvasir-Instrument")
+    plan, run = own_run("kvasir_instrument")
+    study.run_once(run, plan)
+    mask = Path(os.environ["ULTRASEG_DATA"]) / "Kvasir-Instrument/masks/03.png"
+    cv2.imwrite(str(mask), 255 - cv2.imread(str(mask)))
+    with pytest.raises(ValueError, match=r"made from content kvasir_instrument .*--force"):
+        study.run_once(run, plan)
+    study.check_complete(run, replace(plan, name="reference"))  # the record: of another copy
+
+
+def test_a_run_has_an_epoch(outputs):
+    with pytest.raises(ValueError, match="epochs: 0; a run has one or more"):
+        study.parse_run_id("demo", "unet_tiny-synthetic-paper-clean-e0-s0")
 
 
 def test_a_name_like_the_generator_s_is_ones_own(own_data, outputs):

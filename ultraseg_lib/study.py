@@ -246,14 +246,14 @@ def split_of(dataset: str) -> Any:
 
 
 def content_of(dataset: str) -> dict[str, str]:
-    """Return the hash of the files of one's own dataset as ``content``; nothing for all others.
+    """Return the hash of the files of each dataset of a training set that is here, by its name.
 
-    Names alone would not tell corrected masks, or another hospital's frame_001.
+    Names of files alone would not tell corrected masks, or another hospital's frame_001.
     """
     name = dataset.partition("@")[0]
-    if name in (*data.catalog(), *data.GENERATED, "mixed") or name not in datasets_there():
-        return {}
-    return {"content": data.content_hash(data.look_for_datasets(data_dir())[name].table)}
+    there = datasets_there() & set(MIXED if name == "mixed" else {name})
+    found = data.look_for_datasets(data_dir()) if there else {}
+    return {each: data.content_hash(found[each].table) for each in sorted(there)}
 
 
 def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
@@ -262,7 +262,8 @@ def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
     generated = profile.generated if name in data.GENERATED else None
     made_by = {"generator": data.generator_version()} if generated else {}
     inputs = {
-        "images": {"size": profile.image_size, **(generated or {}), **made_by} | content_of(name),
+        "images": {"size": profile.image_size, **(generated or {}), **made_by},
+        "content": content_of(name),
         "split": split_of(run.dataset),
         "recipe": dataclasses.asdict(run.training_recipe),
         "variant": dict(find_variant(run.model)[1].model),
@@ -302,9 +303,12 @@ def _read_scores(folder: Path) -> pd.DataFrame:
 def check_complete(run: Run, profile: Profile) -> None:
     """Raise ValueError if a complete run was made from other inputs than the profile asks for.
 
-    A dataset that is not there now is not compared: results are shown without it.
+    A dataset that is not there now is not compared: results are shown without it. Those of the record
+    are shown beside other copies of a dataset, too, as PNG for TIFF.
     """
     wanted = inputs_of(run, profile)
+    if profile.name == "reference":
+        del wanted["content"]
     split = wanted.pop("split")
     if isinstance(split, dict):
         wanted["split"] = {name: each for name, each in split.items() if each}
@@ -412,8 +416,7 @@ def _train(
     commits = _note_commit(run, made_by["commit"])
     teachers = [load_trained(teacher) for teacher in teachers_of(run, profile)]
     torch.manual_seed(run.seed)
-    inputs = inputs_of(run, profile) | {"split": frames.split}
-    inputs["images"] |= frames.content
+    inputs = inputs_of(run, profile) | {"split": frames.split, "content": frames.content}
     trainer = Trainer(
         build_model(run.model), frames.train, frames.val, run.training_recipe, run.epochs,
         run.seed, run.folder, inputs | {"frames": frames.split_hash}, *teachers,

@@ -2,7 +2,7 @@
 
 Three recipes: ``paper`` is section 4.1; ``strong`` is ours, the same model trained harder;
 ``multiscale`` is ``strong`` on images of three sizes. Everything random follows from the seed and
-the epoch's number, so a resumed run equals an unbroken one.
+the epoch's number, so a resumed run equals an unbroken one, on as many threads.
 """
 
 import math

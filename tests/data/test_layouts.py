@@ -190,7 +190,8 @@ def test_capitals_in_folder_names_and_either_name_of_a_mask_are_read(tmp_path):
     base = tmp_path / "clinic"
     write_pair(base / "Images/a.png", base / "MASKS/a.png")
     write_pair(base / "Images/b.png", base / "MASKS/b_mask.png")
-    assert find_dataset("clinic", tmp_path).table["image_id"].tolist() == ["a", "b"]
+    write_pair(base / "Images/c|d.png", base / "MASKS/c|d.png")
+    assert find_dataset("clinic", tmp_path).table["image_id"].tolist() == ["a", "b", "c|d"]
     (base / "MASKS/b_mask.png").unlink()
     with pytest.raises(DataError, match=r"MASKS/b\.\* is missing; restore it or remove the image"):
         find_dataset("clinic", tmp_path)

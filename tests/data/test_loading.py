@@ -141,6 +141,10 @@ def test_images_that_would_be_read_wrongly_are_refused(tmp_path):
     tifffile.imwrite(path, planes, photometric="minisblack", planarconfig="separate")
     with pytest.raises(DataError, match=r"its colours stand in planes; save it as RGB"):
         read_image(path)
+    grey_alpha = np.dstack([rgb[..., 0], np.full((24, 32), 255, np.uint8)])
+    tifffile.imwrite(path, grey_alpha, photometric="minisblack", planarconfig="contig")
+    assert np.array_equal(read_image(path), rgb[..., [0, 0, 0]])
+    assert np.array_equal(read_mask(path)[0] > 0, rgb[..., 0] > 127)
     deep = tmp_path / "deep.png"
     cv2.imwrite(str(deep), rgb.astype(np.uint16) * 16)  # 12 bits in 16
     with pytest.raises(DataError, match=r"deep\.png: 16 bits, yet no value above \d+; stretch"):

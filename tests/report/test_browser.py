@@ -26,7 +26,7 @@ def cases() -> Cases:
 
 
 def test_a_threshold_is_a_level_of_the_stored_maps():
-    assert [level_of(t) for t in (0.5, 0.25, 0.05, 0.3)] == [128, 64, 13, 77]
+    assert [level_of(t) for t in (0.5, 0.25, 0.05, 0.3, 0.999)] == [128, 64, 13, 77, 255]
     with pytest.raises(ValueError, match="threshold: found 1"):
         State(A, threshold=1)
 

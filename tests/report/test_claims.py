@@ -202,7 +202,10 @@ def test_a_share_of_unet_asks_for_both_on_all_five(level):
     assert decide("keeps_most_of_unet", *ours[:4], *base).holds is None
     assert decide("keeps_most_of_unet", *ours, *base).holds is True
     trial = [each.assign(dice=0.1, epochs=2, run_id="trial") for each in ours]
-    assert decide("keeps_most_of_unet", *ours, *base, *trial).holds is True  # the longest counts
+    assert decide("keeps_most_of_unet", *ours, *base, *trial).holds is True  # of one length alone
+    longer = [each.assign(dice=1.0, epochs=999, run_id="longer") for each in ours]
+    worse = [each.assign(dice=0.1) for each in ours]
+    assert decide("keeps_most_of_unet", *worse, *longer, *base).holds is False
 
 
 def test_a_mean_of_five_is_of_the_papers_recipe(level):
@@ -431,7 +434,7 @@ def test_hard_frames_are_judged_by_their_own_kind():
     assert verdict("large_are_coarse", large, 0.1) is None
     found = decide("large_are_coarse", run.assign(dice=run["dice"] + 0.1 * large))
     assert found.evidence.startswith("higher, but Dice favours large polyps: ")
-    assert "strong, seed 0, large (50 frames)" in found.evidence
+    assert "strong clean, seed 0, large (50 frames)" in found.evidence
     found = decide("large_or_many_are_found", run)
     assert found.holds is None  # fifty of fifty do not show 95 %
     assert "large (50 frames): 1.000" in found.evidence

@@ -90,6 +90,16 @@ def test_shares_without_a_training_on_all_are_not_compared(ledger):
     assert external.share_gains(parts).empty
 
 
+def test_a_share_is_compared_with_the_training_on_all_of_as_many_steps(ledger):
+    whole, share = (ledger[ledger["dataset"] == name] for name in ("mixed", "mixed@p25"))
+    equal = [share.assign(epochs=4 * 100), whole.assign(epochs=100)]
+    longer = whole.assign(epochs=240, dice=0.9)
+    gains = external.share_gains(pd.concat([*equal, longer]))
+    assert gains["difference"].tolist() == pytest.approx([0.2])
+    elsewhere = whole.assign(dataset="synthetic", dice=0.9)  # shared out nowhere
+    assert external.share_gains(pd.concat([*equal, elsewhere]))["whole"].tolist() == ["mixed"]
+
+
 def test_a_share_is_compared_by_the_mean_of_all_seeds(ledger):
     again = rows("ultraseg_130k", "mixed", "etis_larib", [0.0] * 20, seed=1)
     ledger = pd.concat([ledger, external.by_tested(again)])

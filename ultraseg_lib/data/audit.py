@@ -116,7 +116,10 @@ def near_duplicates(
 
 
 def near_duplicates_of(frames: Iterable[Frames]) -> pd.DataFrame:
-    """Find near-duplicates as `near_duplicates` does, from frames that are decoded already."""
+    """Find near-duplicates as `near_duplicates` does, from frames that are decoded already.
+
+    Of frames of another size a pair that differs by nearly ``NEAR`` may be told otherwise.
+    """
     frames = list(frames)
     pictures = (thumbnail(image) for each in frames for image in each.images)
     return near_duplicates([each.table for each in frames], pictures)
@@ -264,7 +267,8 @@ def _report_mixed(found: Mapping[str, FoundDataset], duplicates: pd.DataFrame) -
     others = int((left_out["dataset"] != left_out["test_dataset"]).sum())
     return (
         f"{len(joined)} images of {present}; left out as near-duplicates of tested images:"
-        f" {len(left_out)}, of another dataset's: {others}"
+        f" {len(left_out)}, of another dataset's: {others}\n(by the files; a training compares its"
+        f" frames, which may tell pairs that differ by nearly {NEAR} otherwise)"
     )
 
 

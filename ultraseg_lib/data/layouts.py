@@ -200,7 +200,8 @@ def _read_pairs(tree: _Tree, images: Path, known: dict[str, str], spare: int) ->
     id_rule = tree.rule.get("image_id", "{center}/{stem}" if "center" in known else "{stem}")
     mend = "restore it" + (" or remove the image" if tree.rule in PLAIN_TREES else "")
     for stem, image in files.items():
-        mask_names = tree.rule.get("mask_name", "{stem}").format(stem=stem).split("|")
+        rules = tree.rule.get("mask_name", "{stem}").split("|")
+        mask_names = [rule.format(stem=stem) for rule in rules]
         mask = next((masks[name] for name in mask_names if name in masks), None)
         if mask is not None:
             names = {"image_id": id_rule.format(stem=stem, **known), "center": "", "modality": ""}

@@ -61,7 +61,7 @@ def _decode_tiff(path: Path) -> np.ndarray | None:
             raise DataError(f"{path}: holds {pages} pages; save each as a file of its own")
         if page.photometric.name in ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "LOGLUV"):
             raise DataError(f"{path}: its colours are {page.photometric.name}; save it as RGB")
-        if page.samplesperpixel == 1 or page.photometric.name != "MINISBLACK":
+        if page.samplesperpixel < 3 or page.photometric.name != "MINISBLACK":
             return _decode_by_opencv(path)  # which reads every compression
         if page.planarconfig.name != "CONTIG":
             raise DataError(f"{path}: its colours stand in planes; save it as RGB")

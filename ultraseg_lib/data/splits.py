@@ -144,9 +144,9 @@ def add_split(table: pd.DataFrame, dataset: str, scheme: str = "random") -> pd.D
     return table.assign(part=table["image_id"].map(parts))
 
 
-def _keys(table: pd.DataFrame, suffix: str = "") -> list[tuple[str, str]]:
+def _keys(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Return (dataset, image_id) of each row."""
-    return list(zip(table["dataset" + suffix], table["image_id" + suffix], strict=True))
+    return list(zip(table["dataset"], table["image_id"], strict=True))
 
 
 def mixed_parts(

@@ -22,10 +22,12 @@ TITLE_KEYS = {"dataset": "on {}", "recipe": "{}", "protocol": "{}", "epochs": "{
 def level_of(threshold: float) -> int:
     """Return the smallest stored probability (0 to 255) that a threshold in (0, 1) lets pass.
 
+    255 stands for all from 255/256 on, so that every threshold lets it pass.
+
     >>> level_of(0.5)
     128
     """
-    return int(np.ceil(round(threshold * LEVELS, 6)))
+    return min(int(np.ceil(round(threshold * LEVELS, 6))), LEVELS - 1)
 
 
 @dataclass(frozen=True)

@@ -505,18 +505,26 @@ def _over_five(levels: pd.DataFrame, models: Sequence[str], score: str) -> pd.Da
 
 @_decides
 def _keeps_most_of_unet(e: Evidence, stated: dict[str, Any]) -> Finding:
-    levels = _levels(e).query("model in ['ultraseg_130k', 'unet_base']")
-    if levels.empty:
+    pair = ("ultraseg_130k", "unet_base")
+    ledger = e.ledger[e.ledger["model"].isin(pair)]
+    if ledger.empty:
         return e.nothing
+    alike = main_table(ledger)  # both of one length; of several that both have, the settled one
+    groups = alike.groupby(SETTING)
+    alike["seeds"] = groups["seeds"].transform("min")
+    alike = settled(
+        alike[groups["model"].transform("nunique") == 2], ["recipe", "protocol", "dataset", "model"]
+    )
 
     def shares(levels: pd.DataFrame) -> pd.Series:
-        means = _over_five(levels, ("ultraseg_130k", "unet_base"), "dice")
+        means = _over_five(levels, pair, "dice")
         return (means["ultraseg_130k"] / means["unet_base"]).dropna()
 
-    text = "; ".join(f"{' '.join(key)} {value:.1%}" for key, value in shares(levels).items())
-    judged = shares(levels[levels["seeds"] >= SEEDS])
+    text = "; ".join(f"{' '.join(key)} {value:.1%}" for key, value in shares(alike).items())
+    judged = shares(alike[alike["seeds"] >= SEEDS])
     holds = bool((judged > stated["share"]).all()) if len(judged) else None
-    return Finding(holds, text or "no mean over five datasets", covers=_covered(levels))
+    covers = _covered(ledger[["dataset", "model"]].drop_duplicates())
+    return Finding(holds, text or "no mean over five datasets", covers=covers)
 
 
 @_decides
@@ -698,12 +706,16 @@ def _judge_hard(
     scores = e.ledger.query(wanted)
     scores = scores[scores["epochs"] == scores["epochs"].max()]
     rows, runs = [], tuple(scores["run_id"].unique())
-    for (recipe, seed, tested), group in scores.groupby(["recipe", "seed", "test_set"]):
+    keys = ["recipe", "protocol", "seed", "test_set"]
+    for (recipe, protocol, seed, tested), group in scores.groupby(keys):
         several = group["n_polyps"] > 1
         large = ~several & (group["area"] >= group["area"].quantile(0.75))
         for kind, chosen in (("several", several), ("large", large)):
             if kind in kinds and chosen.sum() > 1:
-                name = f"{dataset_title(tested)}, {recipe}, seed {seed}, {kind} ({chosen.sum()} frames):"
+                name = (
+                    f"{dataset_title(tested)}, {recipe} {protocol}, seed {seed}, {kind}"
+                    f" ({chosen.sum()} frames):"
+                )
                 found = measure(group[chosen | ~(several | large)], chosen)
                 told = videos((tested, image_id) for image_id in group.loc[chosen, "image_id"])
                 alone = len(set(told)) if told else chosen.sum()

@@ -33,6 +33,7 @@ from ultraseg_lib.variants import model_title
 JOINT = ("mixed", "synthetic")  # what a model is trained on when it is trained on everything
 KEYS = ["recipe", "protocol", "epochs", "dataset", "model", "tested"]
 SAME = ["recipe", "protocol", "model", "tested"]  # of two trainings on other images
+OF_SHARES = [*SAME, "whole"]
 ALIKE = [key for key in KEYS if key != "model"]  # for `tables.compare_pairs` of `by_tested`
 
 TOLD = READ | {  # for `tables.shown`
@@ -121,16 +122,22 @@ def joint_against_single(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of models that were trained on a share and on all, with a column share (%).
+    """Return the rows of models that were trained on a share and on all, with columns share (%), whole.
 
-    ``ledger``: of `by_tested`. A smaller share is trained for more epochs, so that all make as many
-    steps.
+    ``ledger``: of `by_tested`; ``whole``: the set shared out. A smaller share is trained for more
+    epochs, so that all make as many steps: of several lengths on all, the one nearest to that counts.
     """
-    joint = settled_runs(ledger[ledger["dataset"].str.split("@").str[0].isin(JOINT)])
+    joint = ledger.assign(whole=ledger["dataset"].str.split("@").str[0])
+    joint = joint[joint["whole"].isin(JOINT) & (is_share(joint) | joint["dataset"].isin(JOINT))]
     share = joint["dataset"].map(lambda name: split_share(name)[1]).astype(float)
-    joint = joint.assign(share=share)[is_share(joint) | joint["dataset"].isin(JOINT)]
-    shares = joint.groupby(SAME)["share"]
-    return joint[(shares.transform("nunique") > 1) & (shares.transform("max") == 100)]
+    joint = joint.assign(share=share, passes=joint["epochs"] * share / 100)  # over all images
+    parts, every = settled_runs(joint[share < 100]), joint[share == 100]
+    asked = parts.groupby(OF_SHARES)["passes"].max().rename("asked").reset_index()
+    every = every.merge(asked, on=OF_SHARES)
+    every["off"] = (every["passes"] - every["asked"]).abs()
+    nearest = every.groupby(OF_SHARES)["off"].transform("min")
+    every = settled_runs(every[every["off"] == nearest]).drop(columns=["asked", "off"])
+    return pd.concat([parts.merge(every[OF_SHARES].drop_duplicates()), every])
 
 
 def share_table(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -145,15 +152,15 @@ def share_table(ledger: pd.DataFrame) -> pd.DataFrame:
 def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on all images with itself trained on the smallest share.
 
-    ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, share (the smallest, %),
-    then those of `tables.with_findings`.
+    ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, whole (the set shared out),
+    share (the smallest, %), then those of `tables.with_findings`.
     """
     rows = []
-    for values, group in with_shares(ledger).groupby(SAME, sort=False):
+    for values, group in with_shares(ledger).groupby(OF_SHARES, sort=False):
         shares = dict(list(group.groupby("share")))
-        keys = dict(zip(SAME, values, strict=True), share=min(shares))
+        keys = dict(zip(OF_SHARES, values, strict=True), share=min(shares))
         rows.append(keys | paired(shares[max(shares)], shares[min(shares)]))
-    return with_findings(rows, [*SAME, "share"])
+    return with_findings(rows, [*OF_SHARES, "share"])
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -365,7 +365,8 @@ def long_scores(several: Iterable[Cases]) -> pd.DataFrame:
 
 def add_group(scores: pd.DataFrame, key: str) -> pd.DataFrame:
     """Add the column ``group``: center or modality in words, and its images in the test set."""
-    name = scores[key].str.replace("_", " ").replace("", "all")
+    untold = "unknown" if scores[key].any() else "all"
+    name = scores[key].str.replace("_", " ").replace("", untold)
     count = scores.groupby(["test_set", key])["image_id"].transform("nunique")
     return scores.assign(group=name + "\nn = " + count.astype(str))
 

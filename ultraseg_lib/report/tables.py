@@ -336,7 +336,7 @@ def dataset_table(tables: list[pd.DataFrame], areas: dict[str, np.ndarray]) -> p
                 "centers": table["center"].replace("", pd.NA).nunique() or "–",
                 "modalities": table["modality"].replace("", pd.NA).nunique() or "–",
                 "without polyp": int((share == 0).sum()),
-                "median polyp area": f"{np.median(share[share > 0]):.1%}",
+                "median polyp area": f"{np.median(share[share > 0]):.1%}" if share.any() else "–",
             }
         )
     return pd.DataFrame(rows)
