@@ -560,9 +560,9 @@ def finished_runs(profile: str) -> list[Run]:
 
 def tell_missing(profile: Profile, grid: str = "main", most: int = 12) -> str:
     """Say which runs of a grid no finished run stands for, whatever its epochs; ``most`` by name."""
-    done = {dataclasses.replace(run, epochs=0) for run in finished_runs(profile.name)}
+    done = {dataclasses.replace(run, epochs=1) for run in finished_runs(profile.name)}
     planned = plan_runs(profile, grid)
-    missing = [run for run in planned if dataclasses.replace(run, epochs=0) not in done]
+    missing = [run for run in planned if dataclasses.replace(run, epochs=1) not in done]
     if not planned:
         return f"profile {profile.name} plans no runs for grid {grid}"
     names = [f"  {run.run_id}" for run in missing[:most]]
