@@ -200,7 +200,8 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
                    color=PALETTE[colour], label=dataset_title(name))  # fmt: skip
     left.set(yticks=range(len(rungs)), yticklabels=names, ylim=(len(rungs) - 0.5, -0.5))
     left.set(xlabel="Dice", title="ours (seeds)")
-    left.xaxis.set_major_locator(MultipleLocator(0.05))
+    left.xaxis.set_major_locator(MultipleLocator(0.1))
+    left.xaxis.set_minor_locator(MultipleLocator(0.02))
     right.set(xlabel="Dice per batch of 4, as printed", title="the paper's Table 5")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     figures.name_definitions(figure, with_paper=False)
