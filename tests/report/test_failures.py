@@ -195,6 +195,9 @@ def test_groups_are_counted_in_each_test_set(cases):
     both = pd.concat([scores, scores.assign(test_set="polypgen", center="")])
     table = failures.add_group(both, "center").groupby("test_set")["group"].unique()
     assert list(table["polypgen"]) == ["all\nn = 60"]
+    first = scores["image_id"] == scores["image_id"].iloc[0]
+    partly = failures.add_group(scores.assign(center=np.where(first, "", "C1")), "center")
+    assert set(partly["group"]) == {"unknown\nn = 1", "C1\nn = 59"}
     counted = scores[scores["model"] == A]["center"].value_counts()
     assert set(table["kvasir_seg"]) == {f"{name}\nn = {n}" for name, n in counted.items()}
 

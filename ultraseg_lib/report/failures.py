@@ -365,8 +365,9 @@ def long_scores(several: Iterable[Cases]) -> pd.DataFrame:
 
 def add_group(scores: pd.DataFrame, key: str) -> pd.DataFrame:
     """Add the column ``group``: center or modality in words, and its images in the test set."""
-    untold = "unknown" if scores[key].any() else "all"
-    name = scores[key].str.replace("_", " ").replace("", untold)
+    told = scores[key].ne("")
+    some = told.groupby(scores["test_set"]).transform("any")
+    name = scores[key].str.replace("_", " ").where(told, some.map({True: "unknown", False: "all"}))
     count = scores.groupby(["test_set", key])["image_id"].transform("nunique")
     return scores.assign(group=name + "\nn = " + count.astype(str))
 
