@@ -109,16 +109,10 @@ def shipped_run(model: str) -> Run:
 def mixed_levels(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return `external.score_table` of whole models on unseen datasets, with paper_dice (Table 6).
 
-    Of the training on the mixed set from which the weights are shipped, all its seeds; and of other
-    models that were trained alike.
+    Of the trainings on the mixed set by recipe `multiscale`, of each model the settled length.
     """
-    alike = ["dataset", "recipe", "protocol", "epochs"]
-    shipped = [shipped_run(model) for model in OURS]
-    ours = pd.DataFrame([{key: getattr(run, key) for key in ["model", *alike]} for run in shipped])
-    ledger = tables.whole_models(ledger)
-    others = ledger[~ledger["model"].isin(OURS)].merge(ours[alike].drop_duplicates())
-    trained = pd.concat([ledger.merge(ours), others])
-    scores = external.score_table(external.by_tested(trained))
+    mixed = tables.whole_models(ledger).query("dataset == 'mixed' and recipe == 'multiscale'")
+    scores = external.score_table(external.by_tested(tables.settled_runs(mixed)))
     return scores[scores["tested"].isin(EXTERNAL)].merge(_papers_levels(), "left")
 
 
