@@ -191,24 +191,20 @@ def test_what_the_front_page_says_of_models_is_true_of_the_record(leads):
     """The numbers of `summary.answers` are read; this and the next are what its words say of them."""
     printed = summary.as_printed().set_index("title")
     apart = printed["apart"]
-    assert (apart["UltraSeg-130K"].between(-0.05, 0)).all()  # nearly
-    assert (apart["LB-UNet"].abs() < 0.002).all()  # matches
+    assert (apart["UltraSeg-130K"].between(-0.05, 0)).all()  # in part
+    assert (apart["LB-UNet"].abs() < 0.005).all()  # matches
     assert (apart[["EGE-UNet", "MobileUNet"]] > 0.04).all()
     assert (printed.loc[["EGE-UNet", "MobileUNet"], "seeds"] < 3).all()
 
     sides = {
-        (dataset, model, rules): side_of(leads, model, "lbunet", dataset, rules)
+        (model, dataset, rules): side_of(leads, model, "lbunet", dataset, rules)
         for dataset in ("kvasir_seg", "cvc_clinicdb")
         for model in ("ultraseg_130k", "ultraseg_108k")
         for rules in record.RULES
     }
-    decided = {place for place, side in sides.items() if side in ("ahead", "behind")}
-    assert decided == {
-        ("kvasir_seg", "ultraseg_130k", "harder"),
-        ("kvasir_seg", "ultraseg_108k", "again"),
-    }
-    two = {side for place, side in sides.items() if place[0] == "cvc_clinicdb"}
-    assert two == {"too few seeds: no verdict"}
+    assert {sides.pop(place) for place in summary.DECIDED} == {"ahead"}
+    assert set(sides.values()) == {"undecided"}
+    assert len(sides) == 5
     rows = summary.lead_rows().query("other == 'lbunet'").set_index("dataset")
     assert (rows.loc["kvasir_seg", ["again", "harder"]] > 0).all(axis=None)
     assert "ahead" not in set(leads.loc[("ultraseg_130k", "ultraseg_108k"), "side"])
@@ -230,7 +226,9 @@ def test_what_the_front_page_says_of_the_rest_is_true_of_the_record():
     fps = 1000 / benchmark_figures.recorded_machines()["median, ms"].loc["float32"]
     assert (fps.loc[["OpenVINO", "own kernels"]] > 30).all(axis=None)  # with the right engine
     assert (fps.loc["plain PyTorch"] < 30).any()
-    assert summary.fall_by_video()["low"] < 0  # not certain yet
+    fall = summary.fall_by_video()
+    assert fall["low"] > 0  # it falls
+    assert fall["seeds"] == 3
     assert "unet_base" not in set(record.committed_ledger()["model"])
 
 
