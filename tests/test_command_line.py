@@ -120,6 +120,13 @@ def test_script_refuses_an_old_python(tmp_path):
     assert "needs Python 3.11.4 or newer (found Python 3.8.1)" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--only", "--grid", "--datasets", "--models"])
+def test_an_empty_variable_of_a_shell_is_not_everything(option, capsys, outputs):
+    with pytest.raises(SystemExit):
+        main(["study", option, "", "--force"])
+    assert f"argument {option}: found nothing; give a name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -130,7 +137,6 @@ def test_script_refuses_an_old_python(tmp_path):
         (["study", "--protocol", "dirty"], "clean, released"),
         (["study", "--epochs", "0"], "give 1 or more"),
         (["study", "--seeds=-1"], "seeds: found -1; give 0 or more"),
-        (["run", "--datasets", ""], "datasets: found none"),
         (["study", "--profile", "lite", "--datasets", "polypgen@nonsense"], "random"),
         (["study", "--only", "no-such-run"], "is no run; a run is MODEL-DATASET"),
         (["run", "--only", "77"], "no notebook '77'"),

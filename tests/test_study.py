@@ -270,8 +270,10 @@ def test_other_files_of_a_dataset_of_the_catalog_are_no_longer_its_results(own_d
 
 
 def test_a_run_has_an_epoch(outputs):
-    with pytest.raises(ValueError, match="epochs: 0; a run has one or more"):
+    with pytest.raises(ValueError, match="epochs: 0 is no whole number from 1 on"):
         study.parse_run_id("demo", "unet_tiny-synthetic-paper-clean-e0-s0")
+    with pytest.raises(ValueError, match="seed: 'a' is no whole number from 0 on"):
+        study.Run("demo", "unet_tiny", "synthetic", "paper", "clean", 1, "a")
 
 
 def test_a_name_like_the_generator_s_is_ones_own(own_data, outputs):

@@ -25,11 +25,18 @@ _Parser = partial(argparse.ArgumentParser, allow_abbrev=False)
 OWN_DATA = "your own: a folder with images/ and masks/ (png, jpg, tif, bmp); see data/README.md"
 
 
+def _name(text: str) -> str:
+    """Argparse type of a name: nothing at all (an empty variable of a shell) would mean everything."""
+    if not text.strip(" ,"):
+        raise argparse.ArgumentTypeError("found nothing; give a name, or leave the option out")
+    return text
+
+
 def _list_of(kind: type) -> Callable[[str], list]:
     """Return an argparse type that reads ``a,b,c``."""
 
     def parse(text: str) -> list:
-        return [kind(word.strip()) for word in text.split(",") if word.strip()]
+        return [kind(word.strip()) for word in _name(text).split(",") if word.strip()]
 
     parse.__name__ = f"comma-separated {kind.__name__}"
     return parse
@@ -44,7 +51,7 @@ def _at_least_one(text: str) -> int:
 
 def _folder(text: str) -> Path:
     """Argparse type of a folder that is there."""
-    if not Path(text).is_dir():
+    if not text or not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"folder {text} not found")
     return Path(text).resolve()
 
@@ -537,13 +544,15 @@ def _parser() -> argparse.ArgumentParser:
     models = add("models", command_models)
     models.add_argument("--models", type=_list_of(str), help="only these, comma-separated")
     study = add("study", command_study)
-    study.add_argument("--only", metavar="RUN_ID", help="one run, by its name")
+    study.add_argument("--only", type=_name, metavar="RUN_ID", help="one run, by its name")
     study.add_argument(
         "--grid", type=_list_of(str), help="main, ablation, distillation, external (default: all)"
     )
     run = add("run", command_run)
-    run.add_argument("--only", metavar="NN", help="one notebook, by its number")
-    run.add_argument("--from", dest="start", metavar="NN", help="this notebook and those after it")
+    run.add_argument("--only", type=_name, metavar="NN", help="one notebook, by its number")
+    run.add_argument(
+        "--from", dest="start", type=_name, metavar="NN", help="this notebook and those after it"
+    )
     for each in (study, run):
         _add_grid(each)
     bench = add("bench", command_bench)

@@ -76,8 +76,10 @@ class Run:
         _, variant = find_variant(self.model)
         check_choice("recipe", self.recipe, RECIPES)
         check_choice("protocol", self.protocol, PROTOCOLS)
-        if self.epochs < 1:
-            raise ValueError(f"epochs: {self.epochs}; a run has one or more")
+        for name, least in (("epochs", 1), ("seed", 0)):
+            number = getattr(self, name)
+            if not isinstance(number, int) or not least <= number < 2**31:
+                raise ValueError(f"{name}: {number!r} is no whole number from {least} on")
         if self.protocol == "released" and data.split_share(self.dataset)[1] < 100:
             raise ValueError(
                 f"{self.dataset}: protocol released trains on the validation part as well, which no"

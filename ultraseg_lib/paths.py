@@ -46,6 +46,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_utf8(path: Path) -> bool:
+    """Return whether a path can be written as text: OpenCV ends the process where it cannot."""
+    return str(path).encode(errors="ignore").decode() == str(path)
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; it takes the place of ``path`` only if the block succeeds."""

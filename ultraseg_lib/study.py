@@ -575,8 +575,10 @@ def pick_run(profile: Profile, model: str) -> Run:
 
     Only runs with a test part of their own: the mixed set and shares of a set have none. The demo
     plans one where none is finished (a minute to train); other profiles show another finished model
-    instead, a plain one, no variant. Raises ValueError where no such run is finished.
+    instead, a plain one, no variant. Raises ValueError for an unknown model, and where no such run is
+    finished.
     """
+    find_variant(model)
     planned = [run for run in plan_runs(profile) if has_own_test_part(run.dataset)]
     finished = [run for run in finished_runs(profile.name) if has_own_test_part(run.dataset)]
     ours, same = ([run for run in runs if run.model == model] for runs in (planned, finished))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -390,4 +390,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
     with whole_file(path) as temporary:
-        save_file(state, temporary)
+        temporary.write_bytes(
+            save(state)
+        )  # `save_file` would keep it from others who share a folder

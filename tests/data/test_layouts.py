@@ -197,6 +197,14 @@ def test_capitals_in_folder_names_and_either_name_of_a_mask_are_read(tmp_path):
         find_dataset("clinic", tmp_path)
 
 
+def test_a_name_that_is_no_text_is_said(tmp_path):
+    base = tmp_path / "clinic"
+    write_pair(base / "images/a.png", base / "masks/a.png")
+    os.link(base / "images/a.png", os.fsdecode(os.fsencode(base / "images") + b"/\xe9.png"))
+    with pytest.raises(DataError, match=r"udce9\.png'\): its name is not UTF-8; rename it"):
+        find_dataset("clinic", tmp_path)
+
+
 def test_two_datasets_of_one_name_are_told_from_two_copies_of_one(tmp_path):
     for site, shape in (("x", (40, 50)), ("y", (40, 50)), ("z", (30, 30))):
         base = tmp_path / site / "train"

@@ -1,6 +1,7 @@
 """The predict command: right masks and numbers for every kind of input, and clear refusals."""
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -360,6 +361,23 @@ def test_a_table_of_someone_else_is_left_alone(run, tmp_path, capsys):
     assert run(images) == 2
     assert "measurements.csv: not written by predict" in capsys.readouterr().err
     assert (tmp_path / "out" / "measurements.csv").read_text() == "patient,age\n1,60\n"
+
+
+def test_a_table_that_another_program_wrote_anew_is_left_alone(run, tmp_path, capsys):
+    images = write_frames(tmp_path / "in", "ä.png")
+    assert run(images) == 0
+    table = tmp_path / "out" / "measurements.csv"
+    table.write_bytes(table.read_text(encoding="utf-8").encode("cp1252"))
+    assert run(images, "--force") == 2
+    assert "measurements.csv: not written by predict" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_refused(run, tmp_path, capsys):
+    images = write_frames(tmp_path / "in", "a.png")
+    os.link(images / "a.png", os.fsdecode(os.fsencode(images) + b"/\xe9.png"))
+    assert run(images) == 2
+    assert "its name is not UTF-8; rename it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_of_someone_else_is_left_alone(run, tmp_path, capsys):

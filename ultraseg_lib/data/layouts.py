@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 
 from ultraseg_lib.choices import check_choice
-from ultraseg_lib.paths import ROOT
+from ultraseg_lib.paths import ROOT, is_utf8
 
 COLUMNS = ("dataset", "image_id", "image", "mask", "center", "modality", "sequence")
 SEQUENCES = ROOT / "data" / "sequences"
@@ -169,6 +169,9 @@ def _files_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if not is_utf8(path):
+            problems.append(f"{path!a}: its name is not UTF-8; rename it")
             continue
         stem = unicodedata.normalize("NFC", path.stem)  # macOS may write it in two letters
         if stem in files:

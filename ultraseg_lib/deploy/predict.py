@@ -21,7 +21,7 @@ from ultraseg_lib.data.loading import check_whole, read_image
 from ultraseg_lib.deploy.backends import available_backends, cannot_run, load_backend, split_words
 from ultraseg_lib.deploy.frame import segment_frame
 from ultraseg_lib.metrics import MIN_POLYP_PX
-from ultraseg_lib.paths import whole_file
+from ultraseg_lib.paths import is_utf8, whole_file
 from ultraseg_lib.weights import IMAGE_SIZE
 
 FASTEST_FIRST = ("native", "openvino", "onnxruntime", "inference")
@@ -90,6 +90,9 @@ def _open_images(files: list[Path], folder: Path) -> Source:
     """Open those of ``files`` that are images."""
     shown = [path for path in files if not path.name.startswith(".")]
     images = [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
+    for path in images:
+        if not is_utf8(path):
+            raise ValueError(f"{path!a}: its name is not UTF-8; rename it")
     if not images:
         raise ValueError(
             f"{folder}: no images here (subfolders are not searched); they end in"
@@ -124,6 +127,8 @@ def _read_images(paths: Iterable[Path]) -> Iterator[Shot | DataError]:
 
 
 def _open_video(path: Path) -> Source:
+    if not is_utf8(path):
+        raise ValueError(f"{path!a}: its name is not UTF-8; rename it")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise ValueError(
@@ -285,11 +290,15 @@ def _earlier_masks(folder: Path) -> list[str] | None:
     table = folder / TABLE
     if not table.exists():
         return None
-    with table.open(newline="", encoding="utf-8") as file:
-        earlier = csv.DictReader(file)
-        if tuple(earlier.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{table}: not written by predict; choose another --output")
-        return [Path(row["mask"]).name for row in earlier if row["mask"]]
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            earlier = csv.DictReader(file)
+            rows = list(earlier)
+    except UnicodeDecodeError:  # saved again by another program
+        earlier = None
+    if earlier is None or tuple(earlier.fieldnames or ()) != COLUMNS:
+        raise ValueError(f"{table}: not written by predict; choose another --output")
+    return [Path(row["mask"]).name for row in rows if row["mask"]]
 
 
 def encode(suffix: str, pixels: np.ndarray) -> bytes:
