@@ -190,6 +190,15 @@ def test_shares_among_the_worst_stand_beside_those_of_all(cases):
     assert failures.among_worst(cases, one, "modality")["share_of_worst"].sum() == 1
 
 
+def test_a_model_without_a_run_is_replaced_aloud_and_an_unknown_one_refused(cases, capsys):
+    runs = list(cases.runs.values())
+    assert failures.pick_model(runs[1].model, runs) == runs[1].model
+    assert failures.pick_model("fastscnn", runs) == runs[0].model
+    assert "no run of fastscnn here" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="choose from"):
+        failures.pick_model("nope", runs)
+
+
 def test_groups_are_counted_in_each_test_set(cases):
     scores = failures.long_scores([cases])
     both = pd.concat([scores, scores.assign(test_set="polypgen", center="")])

@@ -28,6 +28,7 @@ from ultraseg_lib.report.metric_figures import LEVELS
 from ultraseg_lib.report.overlays import EXTRA, LOST, OVERLAYS, legend_handles
 from ultraseg_lib.report.tables import FEW, cells, error_bars, levels
 from ultraseg_lib.study import Profile, Run
+from ultraseg_lib.variants import find_variant
 
 HALF = LEVELS // 2  # probability 0.5 as stored
 FIGURE_MODELS = ("unet_tiny", "lbunet", "ultraseg_108k", "ultraseg_130k")  # then the large U-Net
@@ -65,6 +66,19 @@ def pick_test_sets(scored: dict[str, list[Run]], profile: Profile, first: str = 
         )
     order = [first, *profile.datasets, *profile.tested, *scored]
     return [name for name in dict.fromkeys(order) if name in scored]
+
+
+def pick_model(model: str, runs: Iterable[Run]) -> str:
+    """Return ``model``, or the first of those that have a run, and say so.
+
+    Raises ValueError, with the valid names, for an unknown model.
+    """
+    find_variant(model)
+    found = [run.model for run in runs]
+    if model in found:
+        return model
+    print(f"no run of {model} here: {found[0]} in its place")
+    return found[0]
 
 
 def pick_runs(runs: Iterable[Run], profile: Profile, model: str, test_set: str) -> list[Run]:
