@@ -389,7 +389,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
     state: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
+    # `save_file` would make a file that its owner alone can read
     with whole_file(path) as temporary:
-        temporary.write_bytes(
-            save(state)
-        )  # `save_file` would keep it from others who share a folder
+        temporary.write_bytes(save(state))

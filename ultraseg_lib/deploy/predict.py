@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -290,15 +291,12 @@ def _earlier_masks(folder: Path) -> list[str] | None:
     table = folder / TABLE
     if not table.exists():
         return None
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            earlier = csv.DictReader(file)
-            rows = list(earlier)
-    except UnicodeDecodeError:  # saved again by another program
-        earlier = None
-    if earlier is None or tuple(earlier.fieldnames or ()) != COLUMNS:
-        raise ValueError(f"{table}: not written by predict; choose another --output")
-    return [Path(row["mask"]).name for row in rows if row["mask"]]
+    # another program that saves the table again may write another encoding
+    with suppress(UnicodeDecodeError), table.open(newline="", encoding="utf-8") as file:
+        earlier = csv.DictReader(file)
+        if tuple(earlier.fieldnames or ()) == COLUMNS:
+            return [Path(row["mask"]).name for row in earlier if row["mask"]]
+    raise ValueError(f"{table}: not written by predict; choose another --output")
 
 
 def encode(suffix: str, pixels: np.ndarray) -> bytes:
