@@ -1,5 +1,6 @@
 """The two ways in: python -m ultraseg_lib, and run_all.sh. Bad input: one line and a non-zero exit."""
 
+import errno
 import os
 import re
 import socket
@@ -174,6 +175,32 @@ def test_counts_must_be_one_or_more(words, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert "is no whole number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("time", ["nan", "inf", "0", "0.0", "-1", "x", ""])
+def test_a_time_must_be_above_zero(time, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--seconds", time])
+    assert f"{time!r} is no number of seconds above 0" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_gets_no_error():
+    python = f"{sys.executable} -m ultraseg_lib data --data {ROOT / 'data'}"
+    done = subprocess.run(
+        ["bash", "-c", f"{python} | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout == "141\n"
+    assert done.stderr == ""
+
+
+def test_a_full_disk_is_told_with_the_way_out(capsys, monkeypatch, outputs):
+    def fail(args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ultraseg_lib.__main__.command_models", fail)
+    assert main(["models"]) == 2
+    assert "No space left on device; make room, or set ULTRASEG_OUTPUTS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "kept"), [(["study"], True), (["export"], False)])

@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import json
 import os
+import signal
 import socket
 import sys
 import warnings
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _Parser = partial(argparse.ArgumentParser, allow_abbrev=False)
 
 
-OWN_DATA = "your own: a folder with images/ and masks/ (png, jpg, tif, bmp); see data/README.md"
+OWN_DATA = (
+    "your own: a folder with images/ and masks/ (png, jpg, tif, bmp, webp); see data/README.md"
+)
 
 
 def _name(text: str) -> str:
@@ -47,6 +50,13 @@ def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    """Argparse type of a time."""
+    if not text.replace(".", "", 1).isdecimal() or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return float(text)
 
 
 def _folder(text: str) -> Path:
@@ -412,7 +422,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=_at_least_one, default=200, help="timed frames a row, 10 at least"
     )
-    parser.add_argument("--seconds", type=float, default=20, help="a row, if 10 frames are done")
+    parser.add_argument("--seconds", type=_seconds, default=20, help="a row, if 10 frames are done")
     parser.add_argument(
         "--isas", type=_list_of(str), help="all, avx2 (newer instructions left out); default: all"
     )
@@ -571,6 +581,8 @@ def _outputs_hint(error: Exception) -> str:
     from ultraseg_lib.paths import outputs_dir
 
     unwritable = (PermissionError, NotADirectoryError, FileExistsError)
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return "; make room, or set ULTRASEG_OUTPUTS to a folder on another disk"
     path = Path(str(getattr(error, "filename", None) or ""))
     read_only = getattr(error, "errno", None) == errno.EROFS
     if (isinstance(error, unwritable) or read_only) and path.is_relative_to(outputs_dir()):
@@ -588,6 +600,12 @@ def _format_warning(
     return f"note: {message}\n" if category is UserWarning else _usual(message, category, *place, **more)  # fmt: skip
 
 
+def _flushed(status: int) -> int:
+    """Return the status, once all that was printed is out: a closed pipe is told here, not at exit."""
+    sys.stdout.flush()
+    return status
+
+
 def main(words: list[str] | None = None) -> int:
     """Do one command; bad input gives one line on standard error and exit status 2."""
     args = _parser().parse_args(words)
@@ -595,7 +613,10 @@ def main(words: list[str] | None = None) -> int:
     if "data" in args:
         os.environ["ULTRASEG_DATA"] = str(args.data)
     try:
-        return args.command(args)
+        return _flushed(args.command(args))
+    except BrokenPipeError:  # head and less close it when they have read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}{_outputs_hint(error)}", file=sys.stderr)
         return 2

@@ -155,7 +155,7 @@ def test_overlays_lie_in_a_folder_beside_the_masks(run, tmp_path):
 
 
 def test_bad_files_are_named_and_skipped_and_all_good_kinds_are_read(run, tmp_path, capsys):
-    images = write_frames(tmp_path / "in", "Größe 1.jpg", "plain.bmp")
+    images = write_frames(tmp_path / "in", "Größe 1.jpg", "plain.bmp", "web.webp")
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 255, (30, 40, 3), np.uint8)
     cv2.imwrite(str(images / "alpha.png"), np.dstack([colour, colour[..., 0]]))
@@ -186,6 +186,24 @@ def test_bad_files_are_named_and_skipped_and_all_good_kinds_are_read(run, tmp_pa
     assert len(read_table(tmp_path / "out")) == len(good)
     assert read_mask(tmp_path / "out" / "tiny.png").shape == (1, 1)
     assert read_mask(tmp_path / "out" / "thin.png").shape == (4, 1)
+
+
+def test_a_webp_alone_is_an_image_and_a_cut_one_is_bad(run, tmp_path, capsys):
+    image = write_frames(tmp_path / "in", "web.webp") / "web.webp"
+    assert run(image) == 0
+    assert [row["file"] for row in read_table(tmp_path / "out")] == ["web.webp"]
+    assert (tmp_path / "out" / "web.png").exists()
+    image.write_bytes(image.read_bytes()[:300])
+    assert run(image, output=tmp_path / "cut") == 1
+    assert f"skipped: {image}" in capsys.readouterr().err
+
+
+def test_a_name_too_long_for_its_pictures_is_skipped_alone(run, tmp_path, capsys):
+    images = write_frames(tmp_path / "in", "a.png", f"{'b' * 250}.png", "c.png")
+    assert run(images) == 1
+    assert f"skipped: {'b' * 250}.png: too long a name" in capsys.readouterr().err
+    assert [row["file"] for row in read_table(tmp_path / "out")] == ["a.png", "c.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["a.png", "c.png"]
 
 
 def test_video_frames_are_numbered_and_broken_ones_named(run, tmp_path, capsys):

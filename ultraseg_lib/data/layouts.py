@@ -26,7 +26,7 @@ from ultraseg_lib.paths import ROOT, is_utf8
 
 COLUMNS = ("dataset", "image_id", "image", "mask", "center", "modality", "sequence")
 SEQUENCES = ROOT / "data" / "sequences"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_DEPTH = 5
 PLAIN_TREES = [  # a dataset of the user's own
     {"images": "image|images", "masks": "mask|masks", "mask_name": "{stem}|{stem}_mask"}

@@ -1,6 +1,7 @@
 """Segment images, a video or a camera: masks, overlays and a table of what was found where."""
 
 import csv
+import errno
 import glob
 import re
 import statistics
@@ -340,8 +341,9 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
 
     ``folder`` gets ``<stem>.png``, ``overlays/<stem>.jpg`` and ``measurements.csv``. A bad frame is
     reported and skipped, and so is one whose mask would replace a file of yours. The table grows
-    row by row, so that it holds all that was done, however the run ends. Results of an earlier run in the folder go first. Raises ValueError where the
-    folder cannot be made or its table is none of ours.
+    row by row, so that it holds all that was done, however the run ends. Results of an earlier run
+    in the folder go first. Raises ValueError where the folder cannot be made or its table is none of
+    ours.
     """
     _make_folder(folder)
     outcome = Outcome()
@@ -415,5 +417,7 @@ def _predict_one(
         path.unlink(missing_ok=True)
         if isinstance(error, DataError):
             return DataError(f"{shot.file}: {error}")
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return DataError(f"{shot.file}: too long a name for its pictures; rename it")
         raise
     return row
