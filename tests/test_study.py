@@ -307,14 +307,38 @@ def test_a_stray_folder_among_the_runs_is_passed_over_by_name(finished):
         assert len(study.finished_runs("demo")) == len(study.plan_runs(finished))
 
 
+def half(path: Path) -> None:
+    """Cut a file off in its middle."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text(""), half, Path.unlink])
 @pytest.mark.parametrize("name", ["config.json", "scores.csv"])
-def test_a_broken_file_of_a_run_is_named_with_the_way_out(finished_once, outputs, name):
+def test_a_broken_file_of_a_run_is_named_with_the_way_out(finished_once, outputs, name, damage):
     run = study.plan_runs(tiny_plan())[0]
     shutil.copytree(finished_once / "demo" / "runs" / run.run_id, run.folder)
-    (run.folder / name).write_text("")
+    damage(run.folder / name)
     read = {"config.json": study.read_config, "scores.csv": study.read_scores}[name]
     with pytest.raises(ValueError, match=f"{name}: cannot be read .* remove its folder"):
         read(run)
+
+
+def test_settings_must_be_settings(finished_once, outputs):
+    run = study.plan_runs(tiny_plan())[0]
+    shutil.copytree(finished_once / "demo" / "runs" / run.run_id, run.folder)
+    (run.folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json: cannot be read .holds no settings"):
+        study.read_config(run)
+
+
+def test_broken_commits_cost_no_epoch(outputs):
+    run = study.plan_runs(tiny_plan())[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / study.COMMITS).write_text('{"1": ')
+    with pytest.raises(ValueError, match=r"commits.json: cannot be read .* remove this file alone"):
+        study.run_once(run, tiny_plan())
+    (run.folder / study.COMMITS).unlink()
+    assert len(study.run_once(run, tiny_plan()))
 
 
 def test_a_broken_history_is_no_progress(outputs):

@@ -6,6 +6,7 @@ profile together. `engines` does many runs at once.
 
 import dataclasses
 import hashlib
+import io
 import json
 import shutil
 import sys
@@ -275,18 +276,19 @@ def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
 def read_config(run: Run) -> dict[str, Any]:
     """Return the ``config.json`` of a complete run."""
     with _named(run.folder / "config.json") as path:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("holds no settings")
+        return config
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[Path]:
-    """Say which file of a finished run is broken, and what to do."""
+def _named(path: Path, way_out: str = "remove its folder to do the run anew") -> Iterator[Path]:
+    """Say which file of a run is missing or broken, and what to do."""
     try:
         yield path
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); remove its folder to do the run anew"
-        ) from error
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {way_out}") from error
 
 
 def read_scores(run: Run) -> pd.DataFrame:
@@ -297,7 +299,10 @@ def read_scores(run: Run) -> pd.DataFrame:
 def _read_scores(folder: Path) -> pd.DataFrame:
     text = dict.fromkeys(("run_id", "test_set", "image_id", "center", "modality"), str)
     with _named(folder / "scores.csv") as path:
-        return pd.read_csv(path, dtype=text, keep_default_na=False)
+        written = path.read_text(encoding="utf-8")
+        if not written.endswith("\n"):
+            raise ValueError("cut off before its end")
+        return pd.read_csv(io.StringIO(written), dtype=text, keep_default_na=False)
 
 
 def check_complete(run: Run, profile: Profile) -> None:
@@ -436,8 +441,10 @@ def _train(
 
 def _note_commit(run: Run, commit: str | None) -> dict[str, str | None]:
     """Note which commit trains from which epoch on; return all that did so far."""
-    path = run.folder / COMMITS
-    commits = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path, commits = run.folder / COMMITS, {}
+    if path.exists():
+        with _named(path, "remove this file alone: the run goes on, its first commits unknown"):
+            commits = json.loads(path.read_text(encoding="utf-8"))
     if commit not in list(commits.values())[-1:]:
         commits[str(epochs_done(run) + 1)] = commit
         write_json(path, commits)

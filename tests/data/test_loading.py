@@ -46,6 +46,18 @@ def test_grey_masks_are_thresholded_and_told_once(kvasir, outputs):
         load(root)  # from the cache, in silence
 
 
+@pytest.mark.filterwarnings("ignore:.*thresholded at 127")
+def test_a_damaged_cache_is_named_with_the_way_out(kvasir, outputs):
+    root = kvasir()
+    load(root)
+    (kept,) = (outputs / "cache").glob("kvasir_seg-32-*/images.npy")
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(DataError, match=f"{kept.parent}: damaged .*; remove it"):
+        load(root)
+    shutil.rmtree(kept.parent)
+    assert len(load(root)) == 3
+
+
 def test_a_cut_off_image_is_named_and_nothing_is_cached(kvasir, outputs):
     root = kvasir()
     path = sorted(root.rglob("images/*.jpg"))[0]

@@ -295,8 +295,11 @@ def load_frames(table: pd.DataFrame, size: int) -> Frames:
                 shutil.rmtree(left, ignore_errors=True)
             with whole_folder(folder) as temporary:
                 _fill_cache(table, size, temporary)
-    images = np.load(folder / "images.npy", mmap_mode="r")
-    return Frames(images, np.load(folder / "masks.npy", mmap_mode="r"), table)
+    try:
+        kept = [np.load(folder / f"{each}.npy", mmap_mode="r") for each in ("images", "masks")]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: damaged ({error}); remove it, and it is made anew") from error
+    return Frames(*kept, table)
 
 
 @dataclass(frozen=True)
