@@ -1,7 +1,8 @@
 """How hard is a test part? Kvasir-SEG seen from outside, by models that were trained elsewhere.
 
-``python -m tools.draws`` scores all its images and writes ``outputs/reference/seen_from_outside.csv``
-(image_id, and its Dice by each model, a column a run); `report.draws` compares the draws by it.
+``python -m tools.draws`` scores all its images and writes
+``outputs/reference/seen_from_outside.csv`` (image_id, and its Dice by each model, a column a run);
+`report.draws` compares the draws by it.
 """
 
 import pandas as pd

@@ -33,9 +33,9 @@ class Profile:
     """One size of the study: ``profiles/<name>.yaml``.
 
     The axes and ``epochs`` give the main grid. ``grids``: what else belongs to a grid, by its name,
-    each a list of what differs from the axes. ``tested``: datasets on which every run is scored beside its own test
-    part. ``teacher``: the model that distillation learns from. ``generated``: count and seed of the
-    generated images. ``frozen``: a record that is shown and never trained.
+    each a list of what differs from the axes. ``tested``: datasets on which every run is scored
+    beside its own test part. ``teacher``: the model that distillation learns from. ``generated``:
+    count and seed of the generated images. ``frozen``: a record that is shown and never trained.
     """
 
     name: str
@@ -170,8 +170,8 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     """Read a profile; overrides that are not None take the place of its values.
 
     An override of models, datasets, recipes or protocols asks for just these: the other grids fall
-    away; epochs and seeds hold for all grids. Overrides of the profile in CHOSEN come first: those of
-    the command that runs the notebooks. Raises ValueError, with the valid names, for an unknown
+    away; epochs and seeds hold for all grids. Overrides of the profile in CHOSEN come first: those
+    of the command that runs the notebooks. Raises ValueError, with the valid names, for an unknown
     profile, model, dataset, recipe or protocol.
     """
     check_choice("profile", name, profile_names())

@@ -76,12 +76,12 @@ def paired_test(
     As `bootstrap_interval`; the drawn images are the same for both models, the luck of the seeds is
     not: equal seeds do not make two trainings of different models alike, so they are no pairs. The
     p-value belongs to the interval: below 0.05 where that leaves out zero. Both speak of new images
-    and, where a side has several seeds, of new trainings. They miss in one case of twenty from three
-    seeds of each on and in one of sixteen with two, where both scatter alike; where one scatters
-    much more, up to one of thirteen and one of eight. Of two seeds that lie close by chance p is far
-    too small: below 0.005 in one case of fifty, so that no correction for many comparisons holds;
-    from three on it does nearly. Of fewer than ten images or videos p is too small, too. Of a side
-    of one seed the luck is unknown, and left out.
+    and, where a side has several seeds, of new trainings. They miss in one case of twenty from
+    three seeds of each on and in one of sixteen with two, where both scatter alike; where one
+    scatters much more, up to one of thirteen and one of eight. Of two seeds that lie close by
+    chance p is far too small: below 0.005 in one case of fifty, so that no correction for many
+    comparisons holds; from three on it does nearly. Of fewer than ten images or videos p is too
+    small, too. Of a side of one seed the luck is unknown, and left out.
 
     Args:
         a: (images,) or (seeds, images), finite.

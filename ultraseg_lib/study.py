@@ -308,8 +308,8 @@ def _read_scores(folder: Path) -> pd.DataFrame:
 def check_complete(run: Run, profile: Profile) -> None:
     """Raise ValueError if a complete run was made from other inputs than the profile asks for.
 
-    A dataset that is not there now is not compared: results are shown without it. Those of the record
-    are shown beside other copies of a dataset, too, as PNG for TIFF.
+    A dataset that is not there now is not compared: results are shown without it. Those of the
+    record are shown beside other copies of a dataset, too, as PNG for TIFF.
     """
     wanted = inputs_of(run, profile)
     if profile.name == "reference":
@@ -375,8 +375,8 @@ def run_once(
 ) -> pd.DataFrame:
     """Train and score what a run lacks, read the rest; return its scores.
 
-    ``frames``: those of the run, where they are at hand. ``wait`` where another process is doing the
-    run, or raise ValueError; also raised for a run that was made from other inputs.
+    ``frames``: those of the run, where they are at hand. ``wait`` where another process is doing
+    the run, or raise ValueError; also raised for a run that was made from other inputs.
     """
     if run.is_complete:
         check_complete(run, profile)
@@ -582,8 +582,8 @@ def pick_run(profile: Profile, model: str) -> Run:
 
     Only runs with a test part of their own: the mixed set and shares of a set have none. The demo
     plans one where none is finished (a minute to train); other profiles show another finished model
-    instead, a plain one, no variant. Raises ValueError for an unknown model, and where no such run is
-    finished.
+    instead, a plain one, no variant. Raises ValueError for an unknown model, and where no such run
+    is finished.
     """
     find_variant(model)
     planned = [run for run in plan_runs(profile) if has_own_test_part(run.dataset)]

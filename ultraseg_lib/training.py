@@ -176,7 +176,8 @@ def predict_probs(model: nn.Module, images: np.ndarray) -> np.ndarray:
 def validation_dice(model: nn.Module, frames: Frames) -> dict[str, float]:
     """Return the Dice on ``frames`` (one at least) at threshold 0.5, in [0, 1], by history column.
 
-    ``val_dice`` is the mean over images, ``val_dice_per_batch`` the released code's (see `metrics`).
+    ``val_dice`` is the mean over images, ``val_dice_per_batch`` the released code's (see
+    `metrics`).
     """
     found, masks = predict_probs(model, frames.images) >= 128, frames.masks > 0
     per_image = float(np.mean(dice_score(found, masks)))
@@ -232,9 +233,9 @@ class Trainer:
         inputs: what the run is made from, in plain values; a checkpoint of other inputs is refused.
         teacher: a trained model to learn from, where the recipe distils.
 
-    On a GPU the frames stay on it as uint8, are augmented there, and the model computes in bfloat16,
-    compiled in long runs. Raises ValueError where the recipe distils and there is no teacher, or
-    the teacher's features cannot be learned from.
+    On a GPU the frames stay on it as uint8, are augmented there, and the model computes in
+    bfloat16, compiled in long runs. Raises ValueError where the recipe distils and there is no
+    teacher, or the teacher's features cannot be learned from.
     """
 
     def __init__(

@@ -65,7 +65,8 @@ PLAIN = Variant("")
 def find_variant(name: str) -> tuple[str, Variant]:
     """Split ``model`` or ``model+variant`` into the model's name and its variant.
 
-    Raises ValueError, with the valid names, for an unknown model or a variant that it does not have.
+    Raises ValueError, with the valid names, for an unknown model or a variant that it does not
+    have.
     """
     model, _, chosen = name.partition("+")
     info = find_model(model)

@@ -14,9 +14,9 @@ IMAGE_SIZE = 256  # of weights that do not say at which size they were trained
 def shipped_weights(model: str) -> dict[str, Path]:
     """Return the weights of a model by the dataset that they were trained on, best first.
 
-    Our recipes and protocol ``clean`` only. Of one dataset's runs the one with the higher validation
-    Dice is taken; datasets follow by their training images, most first. The test parts choose
-    nothing, nor do the validation parts of different datasets, of which one may be easier.
+    Our recipes and protocol ``clean`` only. Of one dataset's runs the one with the higher
+    validation Dice is taken; datasets follow by their training images, most first. The test parts
+    choose nothing, nor do the validation parts of different datasets, of which one may be easier.
     """
     best: dict[str, tuple[float, int, Path]] = {}
     for config in RUNS.glob(f"{model}-*-clean-e*-s*/config.json"):

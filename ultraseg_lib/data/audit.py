@@ -1,9 +1,9 @@
 """What could make a result look better than it is: duplicates, leaks across splits, odd masks.
 
-Near-duplicates are found in two steps on grey pictures of 64×64 pixels. First a perceptual hash: the
-signs of 255 low frequencies of the cosine transform against their median; pairs that differ in at
-most ``NEAR_BITS`` of them go on. Then the pixels: ``difference`` is one minus the correlation of the
-two pictures, so brightness and contrast do not count; pairs up to ``NEAR`` are near-duplicates.
+Near-duplicates are found in two steps on grey pictures of 64×64 pixels. First a perceptual hash:
+the signs of 255 low frequencies of the cosine transform against their median; pairs that differ in
+at most ``NEAR_BITS`` of them go on. Then the pixels: ``difference`` is one minus the correlation of
+the two pictures, so brightness and contrast do not count; pairs up to ``NEAR`` are near-duplicates.
 """
 
 from collections.abc import Iterable, Mapping
@@ -92,10 +92,10 @@ def near_duplicates(
 ) -> pd.DataFrame:
     """Find near-duplicates within and across datasets: a row a pair, most alike first.
 
-    ``tables``: with the columns dataset, image_id and image (the file). ``thumbnails``: of all images
-    in this order, (64, 64) each, where they are decoded already. Returns dataset_a, image_id_a,
-    dataset_b, image_id_b, difference (0 to ``NEAR``). Raises DataError for a file that cannot be
-    decoded.
+    ``tables``: with the columns dataset, image_id and image (the file). ``thumbnails``: of all
+    images in this order, (64, 64) each, where they are decoded already. Returns dataset_a,
+    image_id_a, dataset_b, image_id_b, difference (0 to ``NEAR``). Raises DataError for a file that
+    cannot be decoded.
     """
     table = pd.concat(list(tables), ignore_index=True)
     keys = table[["dataset", "image_id"]]

@@ -16,8 +16,9 @@ class Augmentation:
 
     ``small_angle`` and ``any_angle_share``: degrees either way, and how often any angle is drawn
     instead. ``scale``: lowest and highest zoom. ``shift``: pixels at 256. ``brightness``,
-    ``contrast``, ``colour``: relative half-widths. ``border``, ``mask_border``: OpenCV's way to fill
-    what a turn uncovers. ``sides``: of a batch, as shares of the image's; one is drawn for each.
+    ``contrast``, ``colour``: relative half-widths. ``border``, ``mask_border``: OpenCV's way to
+    fill what a turn uncovers. ``sides``: of a batch, as shares of the image's; one is drawn for
+    each.
     """
 
     small_angle: float = 0.0

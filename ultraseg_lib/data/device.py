@@ -26,8 +26,9 @@ class DeviceFrames:
     """Frames (N, S, S) copied to ``device`` once; batches are made without leaving it.
 
     Order, geometry and colours are drawn as `loading.training_batches` draws them, so both give the
-    same batches, up to the rounding of the interpolation and of the colours (on a CPU a change of colour
-    cuts to whole grey levels: half a level darker). Raises ModuleNotFoundError without kornia.
+    same batches, up to the rounding of the interpolation and of the colours (on a CPU a change of
+    colour cuts to whole grey levels: half a level darker). Raises ModuleNotFoundError without
+    kornia.
     """
 
     def __init__(self, frames: Frames, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Download a dataset where its licence allows it, and unpack it without trusting the archive.
 
-All is done in a hidden folder beside the goal, which takes its name at the end. A download that breaks
-off is kept in a hidden file, and the same command goes on from there.
+All is done in a hidden folder beside the goal, which takes its name at the end. A download that
+breaks off is kept in a hidden file, and the same command goes on from there.
 """
 
 import lzma

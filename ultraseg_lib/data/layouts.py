@@ -1,8 +1,8 @@
 """From folders as they are downloaded to one tidy table: a row an image.
 
-Columns: dataset, image_id, image, mask, center, modality, sequence. ``image`` and ``mask`` are paths;
-``center``, ``modality`` and ``sequence`` are text, empty where a dataset does not tell. How each
-dataset's folders look stands in ``catalog.yaml``.
+Columns: dataset, image_id, image, mask, center, modality, sequence. ``image`` and ``mask`` are
+paths; ``center``, ``modality`` and ``sequence`` are text, empty where a dataset does not tell. How
+each dataset's folders look stands in ``catalog.yaml``.
 """
 
 import filecmp
@@ -41,8 +41,8 @@ class DataError(ValueError):
 class FoundDataset:
     """One dataset below the data folder.
 
-    ``passed_over``: trees that hold it too but were not used. ``skipped``: images left out for a fault
-    that every copy has. ``problems``: what is wrong, a line each, with its fix.
+    ``passed_over``: trees that hold it too but were not used. ``skipped``: images left out for a
+    fault that every copy has. ``problems``: what is wrong, a line each, with its fix.
     """
 
     name: str
@@ -352,10 +352,10 @@ def _checked(dataset: FoundDataset) -> FoundDataset:
 def find_dataset(name: str, root: Path) -> FoundDataset | None:
     """Find one dataset anywhere below ``root``; where several trees hold it, the fullest is taken.
 
-    ``name``: one of the catalog, or the folder of a dataset of one's own in lower case. Returns None
-    where no folder bears its name. Raises DataError for an image without a mask, and for a folder of
-    that name in which no image is found, ValueError for a name that is neither, FileNotFoundError
-    for a missing ``root``.
+    ``name``: one of the catalog, or the folder of a dataset of one's own in lower case. Returns
+    None where no folder bears its name. Raises DataError for an image without a mask, and for a
+    folder of that name in which no image is found, ValueError for a name that is neither,
+    FileNotFoundError for a missing ``root``.
     """
     found = look_for_datasets(root)
     if name not in found:

@@ -1,6 +1,7 @@
 """From files to batches: decode once into a cache, augment, make boundary targets.
 
-A cache is two uint8 arrays on disk, opened as memory maps; it is keyed by the files it was made from.
+A cache is two uint8 arrays on disk, opened as memory maps; it is keyed by the files it was made
+from.
 """
 
 import hashlib
@@ -87,8 +88,8 @@ def _decode(path: Path) -> np.ndarray | None:
 def read_image(path: str | Path) -> np.ndarray:
     """Read one image as (H, W, 3) uint8 RGB, as it is stored: an EXIF orientation turns nothing.
 
-    Raises DataError for a file that cannot be decoded, for a TIFF of several pages or of colours other
-    than RGB, and for one of 16 bits of which the upper two are empty.
+    Raises DataError for a file that cannot be decoded, for a TIFF of several pages or of colours
+    other than RGB, and for one of 16 bits of which the upper two are empty.
     """
     image = _decode(Path(path))
     if image is None:
@@ -107,8 +108,8 @@ def read_mask(path: str | Path) -> tuple[np.ndarray, bool]:
     """Read one mask as (H, W) uint8 of 0 and 255, and whether the file held other values too.
 
     Colour masks count as polyp where any channel exceeds 127; JPEG noise falls to one side. Raises
-    DataError for a file that cannot be decoded, for one of labels (0 and 1), and for a flat one whose
-    polyp may stand in what is not read: low bits of 16, or an alpha channel.
+    DataError for a file that cannot be decoded, for one of labels (0 and 1), and for a flat one
+    whose polyp may stand in what is not read: low bits of 16, or an alpha channel.
     """
     mask = _decode(Path(path))
     if mask is None:
@@ -146,7 +147,8 @@ def read_pair(image: str | Path, mask: str | Path) -> tuple[np.ndarray, np.ndarr
     """Read one image and its mask.
 
     Returns image (H, W, 3) uint8, mask (H, W) uint8 of 0 and 255, and whether the mask file was not
-    binary. Raises DataError where a file cannot be decoded or is cut off, or the two differ in size.
+    binary. Raises DataError where a file cannot be decoded or is cut off, or the two differ in
+    size.
     """
     pixels = read_image(image)
     binary, was_grey = read_mask(mask)
@@ -283,8 +285,8 @@ def _fill_cache(table: pd.DataFrame, size: int, folder: Path) -> None:
 def load_frames(table: pd.DataFrame, size: int) -> Frames:
     """Return the frames of one dataset's ``table`` at ``size`` pixels, decoding them once.
 
-    The cache stands in ``outputs/cache`` and is made anew when a file changes. Raises DataError for a
-    file that is missing, broken or of the wrong size; nothing half-made stays.
+    The cache stands in ``outputs/cache`` and is made anew when a file changes. Raises DataError for
+    a file that is missing, broken or of the wrong size; nothing half-made stays.
     """
     name = table["dataset"].iloc[0]
     folder = outputs_dir("cache") / f"{name}-{size}-{_cache_key(table, size)}"

@@ -1,10 +1,10 @@
 """Which image trains, which validates, which tests: fixed, committed, and hashed into every result.
 
 A split file ``data/splits/<dataset>-<scheme>.txt`` holds one line an image: part, tab, image_id.
-Schemes: ``random`` (drawn image by image), ``draw_2`` and ``draw_3`` (drawn anew, by seeds 2 and 4: seed + 1 draws val),
-``sequence`` (drawn by whole sequences), ``official`` (the test list that the dataset's authors
-publish), ``pranet`` (the lists of PraNet, which many papers use).
-A new one: ``write_split(make_split(table), split_path(dataset))``.
+Schemes: ``random`` (drawn image by image), ``draw_2`` and ``draw_3`` (drawn anew, by seeds 2 and 4:
+seed + 1 draws val), ``sequence`` (drawn by whole sequences), ``official`` (the test list that the
+dataset's authors publish), ``pranet`` (the lists of PraNet, which many papers use). A new one:
+``write_split(make_split(table), split_path(dataset))``.
 """
 
 import hashlib
@@ -155,8 +155,9 @@ def mixed_parts(
     """Join the train and val parts of the datasets in ``MIXED`` that are there, without leaks.
 
     ``tables``: by dataset name, each with its ``part``; those in ``EXTERNAL`` count as tested
-    whole, those in neither list play no role. ``duplicates``: pairs of `audit.near_duplicates` over all of them. An image that is a
-    near-duplicate of a tested one, of its own dataset or another, is left out.
+    whole, those in neither list play no role. ``duplicates``: pairs of `audit.near_duplicates` over
+    all of them. An image that is a near-duplicate of a tested one, of its own dataset or another,
+    is left out.
 
     Returns the joined table, and what was left out: its rows with test_dataset and test_image_id.
     """

@@ -45,7 +45,8 @@ def describe(name: str, size: int, weights: Path | None) -> dict[str, str]:
 def to_onnx(network: nn.Module, size: int, metadata: dict[str, str] | None = None) -> bytes:
     """Return a network, as it is, as a checked ONNX file with a dynamic batch.
 
-    Input "image" (N, 3, size, size) float32 in [0, 1], output "logits" (N, out_channels, size, size).
+    Input "image" (N, 3, size, size) float32 in [0, 1], output "logits" (N, out_channels, size,
+    size).
     """
     import onnx
 
@@ -82,9 +83,9 @@ def export(
 ) -> list[Path]:
     """Write `folder/name/`: model.onnx, metadata.json and, where OpenVINO is, model.xml and .bin.
 
-    `weights` is the file the model was loaded from, for the metadata. An earlier export is replaced,
-    whole or not at all. Raises ImportError, with the way to get it, without onnx, and ValueError
-    where the folder holds anything else.
+    `weights` is the file the model was loaded from, for the metadata. An earlier export is
+    replaced, whole or not at all. Raises ImportError, with the way to get it, without onnx, and
+    ValueError where the folder holds anything else.
     """
     from ultraseg_lib.deploy.backends import missing_part
 

@@ -317,7 +317,8 @@ class Plan:
     def fourth_stage(self, model: ExactUltraSeg, skip3: Feature) -> tuple[np.ndarray, Feature]:
         """The fourth skip, alone or (with AGF) behind room for what AGF mixes it with.
 
-        (size / 8, size / 8, 48) to (size / 16, size / 16, 64), inside an array of 64 or 128 channels.
+        (size / 8, size / 8, 48) to (size / 16, size / 16, 64), inside an array of 64 or 128
+        channels.
         """
         size = self.size // 16
         mixed, stats = self.attention(model.encoder4.block, skip3, 2 * size)

@@ -69,8 +69,8 @@ class Source:
 def open_source(path: str) -> Source:
     """Open an image, a folder of images, a video, or a camera (``camera:0`` or ``0``).
 
-    Raises FileNotFoundError for what is not there, and ValueError for what cannot be opened, a folder
-    without images, and two images whose masks would have one name.
+    Raises FileNotFoundError for what is not there, and ValueError for what cannot be opened, a
+    folder without images, and two images whose masks would have one name.
     """
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it tries, it tells
     found = Path(path)
@@ -342,8 +342,8 @@ def predict(source: Source, segment: Segmenter, folder: Path, limit: int | None 
     ``folder`` gets ``<stem>.png``, ``overlays/<stem>.jpg`` and ``measurements.csv``. A bad frame is
     reported and skipped, and so is one whose mask would replace a file of yours. The table grows
     row by row, so that it holds all that was done, however the run ends. Results of an earlier run
-    in the folder go first. Raises ValueError where the folder cannot be made or its table is none of
-    ours.
+    in the folder go first. Raises ValueError where the folder cannot be made or its table is none
+    of ours.
     """
     _make_folder(folder)
     outcome = Outcome()

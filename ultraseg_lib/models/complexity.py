@@ -139,11 +139,11 @@ def complexity_table(names: Iterable[str] | None = None) -> pd.DataFrame:
     """Complexity of the named models (all by default), one row each.
 
     Counts are plain numbers (not millions), sizes bytes of a float32 safetensors file, and the
-    receptive field pixels, measured before training (weights of seed 0). `parameters`, `macs` and the size
-    are of a one-logit head, the two `paper_convention_` columns of the head that the paper counted.
-    `paper_params` and `paper_flops` are Table 1's (the ST row's, Table 5's), NaN where it has none.
-    EGE-UNet's `paper_params` is the one that the paper took in full: compare it with `parameters`.
-    Raises ValueError for an unknown name.
+    receptive field pixels, measured before training (weights of seed 0). `parameters`, `macs` and
+    the size are of a one-logit head, the two `paper_convention_` columns of the head that the paper
+    counted. `paper_params` and `paper_flops` are Table 1's (the ST row's, Table 5's), NaN where it
+    has none. EGE-UNet's `paper_params` is the one that the paper took in full: compare it with
+    `parameters`. Raises ValueError for an unknown name.
     """
     names = tqdm(list(names or MODELS), "models", disable=None, leave=False)
     return pd.DataFrame([complexity(name) for name in names])

@@ -346,9 +346,9 @@ def worth_of_learned_weights(run: study.Run, profile: study.Profile) -> PairedTe
 def cost_of_patience(runs: Iterable[study.Run], patience: int) -> pd.DataFrame:
     """Return where early stopping would have ended runs that went on, and what it would have cost.
 
-    ``patience``: epochs without a better Dice on the part that picks. Columns: run_id, seed, stop (the
-    epoch, the last one where it never would), dice_then and dice_end (the highest Dice up to it, and
-    of all epochs), best_then and best_epoch (theirs), cost (dice_end - dice_then).
+    ``patience``: epochs without a better Dice on the part that picks. Columns: run_id, seed, stop
+    (the epoch, the last one where it never would), dice_then and dice_end (the highest Dice up to
+    it, and of all epochs), best_then and best_epoch (theirs), cost (dice_end - dice_then).
     """
     rows = []
     for run in runs:

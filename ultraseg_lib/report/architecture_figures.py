@@ -112,7 +112,8 @@ def record_outputs(
 def capture_shapes(model: nn.Module, size: int) -> dict[str, list[Shape]]:
     """Return each module's output shapes for one image (1, 3, size, size), batch left out.
 
-    Keys are module names, "" for the model itself; a module with several outputs has several shapes.
+    Keys are module names, "" for the model itself; a module with several outputs has several
+    shapes.
     """
     shapes = {}
     for name, output in record_outputs(model, torch.zeros(1, 3, size, size)).items():
@@ -297,7 +298,8 @@ def _influence_panel(axes: Axes, influence: Tensor) -> AxesImage:
 def without_groupnorm(model: nn.Module) -> nn.Module:
     """Replace every GroupNorm of the model by nothing, in place, and return the model.
 
-    A GroupNorm divides by a statistic of the whole image, so with it every pixel reaches every other.
+    A GroupNorm divides by a statistic of the whole image, so with it every pixel reaches every
+    other.
     """
     for name, child in list(model.named_children()):
         if isinstance(child, nn.GroupNorm):

@@ -167,8 +167,8 @@ def facts(state: State, cases: Cases) -> dict[str, str]:
 def selection_table(state: State, cases: Cases) -> pd.DataFrame:
     """Return the selection as a table, a row a case and model, in the order shown.
 
-    Columns: place (from 1), test_set, image_id, center, modality, area (px), n_polyps, model, run_id,
-    threshold, dice (at the threshold), hd95_at_half (px, at 0.5, as in the ledger).
+    Columns: place (from 1), test_set, image_id, center, modality, area (px), n_polyps, model,
+    run_id, threshold, dice (at the threshold), hd95_at_half (px, at 0.5, as in the ledger).
     """
     rows = select(state, cases)
     tables = []
@@ -283,7 +283,8 @@ def save_review(
     """Write the rating (1 to 5; 0 takes it back) and note of the shown case; return all ratings.
 
     ``saw_truth``: whether the reviewer has seen the true mask; a note that is added to a rating
-    later does not change what was known, and at which threshold, when it was given. Raises ValueError for another rating.
+    later does not change what was known, and at which threshold, when it was given. Raises
+    ValueError for another rating.
     """
     if rating not in range(6):
         raise ValueError(f"rating: found {rating!r}; it is 1 to 5, or 0 for none")

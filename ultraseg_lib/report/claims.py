@@ -1,8 +1,8 @@
 """What the paper claims, what its tables say of it, what our files say of it.
 
 A claim of ``claims.yaml`` is decided by our evidence through its ``compare`` (one model against
-another) or the function that bears its id, below or, for counts, in ``printed.py``, which decides by
-the paper's own tables. Generated images speak of no patient: Dice on them decides nothing.
+another) or the function that bears its id, below or, for counts, in ``printed.py``, which decides
+by the paper's own tables. Generated images speak of no patient: Dice on them decides nothing.
 """
 
 import json
@@ -77,8 +77,6 @@ OURS = ("ultraseg_108k", "ultraseg_130k")
 AS_WRITTEN = "ultraseg_108k+edb_as_written"
 IMAGE_SIZE = 256  # of the paper, for fields and speed
 PAPER_CPU = "i9-14900K"
-# Of each model, below which a difference between trainings decides nothing: by one, models that are
-# alike would be told apart in one case of three and more (notebook 12 counts); the paper has three.
 FRAMES = 30  # of a kind, of as many videos where they are told, below which they decide nothing
 JUDGED = ["name", "dataset", "model", *DIFFERENCE, "enough"]  # what `_judge` reads of a table
 
@@ -114,7 +112,8 @@ class Evidence:
     def speeds(self) -> pd.DataFrame:
         """Return frames a second on one core in float32, a row a machine and model.
 
-        Columns model, parameters, eager (plain PyTorch), fastest, engine (which reached it), machine.
+        Columns model, parameters, eager (plain PyTorch), fastest, engine (which reached it),
+        machine.
         """
         found = [_speeds_of(*bench) for bench in _read_benches(self.profile)]
         return pd.concat(found, ignore_index=True) if found else _speeds_of([], "")
@@ -144,7 +143,8 @@ def _counts() -> Counts:
 def _read_benches(profile: str) -> list[tuple[list[dict[str, Any]], str]]:
     """Return the rows and the machine of each benchmark of a profile, else of the committed record.
 
-    Only a benchmark at the paper's size counts. The committed one also has a short run of all models.
+    Only a benchmark at the paper's size counts. The committed one also has a short run of all
+    models.
     """
     for folder in dict.fromkeys((profile, "reference")):
         found = []
@@ -395,8 +395,9 @@ def _judge(
     """Decide "every difference lies between ``above`` and ``below`` and may be as large as ``reach``".
 
     ``table``: JUDGED, perhaps baseline; rows without ``enough`` (seeds or frames) are told and
-    decide nothing. Yes if every interval (95 %) lies inside; no if one lies outside, though widened,
-    since of many one may by chance (Bonferroni, by Student's t of the fewest seeds that decide).
+    decide nothing. Yes if every interval (95 %) lies inside; no if one lies outside, though
+    widened, since of many one may by chance (Bonferroni, by Student's t of the fewest seeds that
+    decide).
     """
     if table.empty:
         return e.nothing
@@ -778,9 +779,9 @@ def read_claims() -> list[dict[str, Any]]:
 def claims_table(profile: str) -> pd.DataFrame:
     """Decide every claim: by the paper's own tables, and by the evidence of a profile.
 
-    Columns: id, section, claim, kind (number, description or conclusion), printed and ours (verdicts, see ``VERDICTS``), printed_evidence,
-    evidence, printed_criterion, criterion, number and notebook (its file name), runs (of the ledger).
-    Raises ValueError for an unknown profile.
+    Columns: id, section, claim, kind (number, description or conclusion), printed and ours
+    (verdicts, see ``VERDICTS``), printed_evidence, evidence, printed_criterion, criterion, number
+    and notebook (its file name), runs (of the ledger). Raises ValueError for an unknown profile.
     """
     study.load_profile(profile)  # raises for an unknown name
     evidence = Evidence(profile)

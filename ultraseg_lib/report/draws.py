@@ -46,7 +46,8 @@ def hardness() -> pd.DataFrame:
 def draws_table(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return `hardness` with what UltraSeg-130K, trained close to the paper's rules, has on each draw.
 
-    More columns: those of `tables.main_table`, NaN for a draw on which none was trained, paper_dice.
+    More columns: those of `tables.main_table`, NaN for a draw on which none was trained,
+    paper_dice.
     """
     trained = main_table(settled_runs(ledger.query(TRAINED)))
     draw_of = {name: draw for draw, name in NAMES.items()}

@@ -125,7 +125,8 @@ def with_shares(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of models that were trained on a share and on all, with columns share (%), whole.
 
     ``ledger``: of `by_tested`; ``whole``: the set shared out. A smaller share is trained for more
-    epochs, so that all make as many steps: of several lengths on all, the one nearest to that counts.
+    epochs, so that all make as many steps: of several lengths on all, the one nearest to that
+    counts.
     """
     joint = ledger.assign(whole=ledger["dataset"].str.split("@").str[0])
     joint = joint[joint["whole"].isin(JOINT) & (is_share(joint) | joint["dataset"].isin(JOINT))]
@@ -152,8 +153,8 @@ def share_table(ledger: pd.DataFrame) -> pd.DataFrame:
 def share_gains(ledger: pd.DataFrame) -> pd.DataFrame:
     """Compare each model trained on all images with itself trained on the smallest share.
 
-    ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, whole (the set shared out),
-    share (the smallest, %), then those of `tables.with_findings`.
+    ``ledger``: of `by_tested`. Columns: recipe, protocol, model, tested, whole (the set shared
+    out), share (the smallest, %), then those of `tables.with_findings`.
     """
     rows = []
     for values, group in with_shares(ledger).groupby(OF_SHARES, sort=False):

@@ -1,7 +1,8 @@
 """Does the paper agree with itself? The claims of ``claims.yaml`` that its own tables can decide.
 
-A function bears the id of its claim, takes the numbers that the claim states and returns a `Finding`.
-Rules on counts take `Counts`, of the paper or of our models; `compare` decides the rest by Table 3.
+A function bears the id of its claim, takes the numbers that the claim states and returns a
+`Finding`. Rules on counts take `Counts`, of the paper or of our models; `compare` decides the rest
+by Table 3.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +28,8 @@ VERDICTS = HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "fails", "undecided"
 class Finding(NamedTuple):
     """Whether a claim holds (None: cannot be told), and by what numbers.
 
-    ``runs`` of the ledger are behind it; ``covers``: which models on which datasets (dataset, model);
-    ``timed``: by a benchmark.
+    ``runs`` of the ledger are behind it; ``covers``: which models on which datasets (dataset,
+    model); ``timed``: by a benchmark.
     """
 
     holds: bool | None

@@ -22,7 +22,9 @@ PAIRED = ("seeds", "images", "dice_a", "dice_b", "batch_a", "batch_b", *DIFFEREN
 FEW = 10  # images: below this there are points, no box and no interval
 DIFFERS, UNDECIDED = "differs", "undecided"  # verdicts on a difference
 FEW_SEEDS, SEED_ALONE = "too few seeds: no verdict", "the seed alone"
-SEEDS = 3  # of each model, for a verdict: as many as the paper has
+# Of each model, for a verdict: as many as the paper has. By one, models that are alike would be told
+# apart in one case of three and more (notebook 12 counts).
+SEEDS = 3
 
 Form = str | Callable[..., str]
 LEVEL, SIGNED = "{:.3f}", "{:+z.3f}"
@@ -209,8 +211,8 @@ def with_findings(
     """Return rows of `paired` as a table: ``keys``, PAIRED, p_holm and verdict.
 
     Two models differ where p_holm is below 0.05; it is corrected for the verdicts of a group of
-    ``within`` (default: all). With fewer than SEEDS seeds of either there is none, and no p_holm: of
-    one seed nobody knows what the next training gives, and two may lie close by chance.
+    ``within`` (default: all). With fewer than SEEDS seeds of either there is none, and no p_holm:
+    of one seed nobody knows what the next training gives, and two may lie close by chance.
     """
     table = pd.DataFrame(rows, columns=[*keys, *PAIRED])
     decided = table["seeds"] >= SEEDS
