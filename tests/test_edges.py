@@ -106,6 +106,7 @@ def test_views_that_are_not_contiguous_work():
         (np.ones((8, 8), np.uint8), "values from 1 to 1"),
         (np.zeros((8, 8), np.float32), "float32"),
         (np.zeros((8, 8, 3), bool), r"\(8, 8, 3\)"),
+        (np.zeros((0, 5), bool), r"\(0, 5\)"),
     ],
 )
 def test_what_is_no_mask_is_refused(mask, message):

@@ -14,6 +14,7 @@ from ultraseg_lib.metrics import (
     average_surface_distance,
     batch_pooled_dice,
     boundary_f_score,
+    boundary_pixels,
     confusion,
     count_polyps,
     detected,
@@ -230,6 +231,13 @@ def test_probabilities_and_unequal_shapes_are_refused(score):
         score(SQUARE[None].astype(np.float32), SQUARE[None])
     with pytest.raises(ValueError, match=r"\(1, 64, 64\) and mask \(64, 64\)"):
         score(SQUARE[None], SQUARE)
+
+
+@pytest.mark.parametrize("score", [count_polyps, boundary_pixels])
+def test_a_stack_is_not_taken_for_one_mask(score):
+    for mask in (SQUARE[None], np.zeros((0, 5), bool)):
+        with pytest.raises(ValueError, match=r"expected one mask \(H, W\)"):
+            score(mask)
 
 
 def test_views_and_images_that_are_not_square_work():

@@ -152,6 +152,18 @@ def test_frames_of_one_video_are_drawn_together():
         bootstrap_interval(values, groups=videos[1:])
 
 
+@pytest.mark.parametrize("groups", [[0.0, np.nan, 1.0], ["a", None, "b"]])
+def test_a_missing_label_is_no_group(groups):
+    with pytest.raises(ValueError, match="labels are missing"):
+        bootstrap_interval([0.1, 0.2, 0.3], groups=groups)
+
+
+@pytest.mark.parametrize("resamples", [-1, 0, 1, 99])
+def test_a_handful_of_resamples_is_no_interval(resamples):
+    with pytest.raises(ValueError, match=f"resamples: found {resamples}"):
+        paired_test([0.9, 0.8, 0.7], [0.8, 0.6, 0.9], resamples)
+
+
 @pytest.mark.parametrize("count", [6, 30])
 def test_interval_over_videos_covers_the_true_mean_and_one_over_their_frames_does_not(count):
     covered = {True: 0, False: 0}

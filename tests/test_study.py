@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import write_pair
 
 from ultraseg_lib import engines, metrics, study
@@ -441,11 +442,48 @@ def test_an_empty_ledger_has_its_columns(outputs):
 
 def test_protocols_differ_in_who_picks_the_epoch(outputs):
     frames = study.load_frames_of("synthetic", tiny_plan())
-    test = set(frames.part("test").table["image_id"])
-    for protocol, leaks in (("clean", False), ("released", True)):
-        train, val = study.training_parts(frames, protocol)
-        assert bool(set(val.table["image_id"]) & test) is leaks
-        assert not set(train.table["image_id"]) & test
+    parts = {
+        "clean": (frames.part("train"), frames.part("val")),
+        "released": (frames.part("train", "val"), frames.part("test")),
+    }
+    for protocol, expected in parts.items():
+        found = study.training_parts(frames, protocol)
+        for ours, wanted in zip(found, expected, strict=True):
+            assert set(ours.table["image_id"]) == set(wanted.table["image_id"])
+    assert not set(parts["clean"][0].table["image_id"]) & set(parts["clean"][1].table["image_id"])
+
+
+def test_a_center_and_a_share_thin_the_training_images(outputs):
+    whole = study.load_frames_of("synthetic", tiny_plan()).table
+    center = study.load_frames_of("synthetic@center_1", tiny_plan()).table
+    assert len(center) == (whole["center"] == "center_1").sum() < len(whole)
+    assert set(center["center"]) == {"center_1"}
+    kept = {}
+    for share in (25, 50):
+        table = study.load_frames_of(f"synthetic@p{share}", tiny_plan()).table
+        counts, all_of = table["part"].value_counts(), whole["part"].value_counts()
+        assert counts["train"] == round(share / 100 * all_of["train"])
+        assert (counts["val"], counts["test"]) == (all_of["val"], all_of["test"])
+        kept[share] = set(table["image_id"])
+    assert kept[25] < kept[50] < set(whole["image_id"])
+
+
+def test_a_seed_draws_the_first_weights(outputs, monkeypatch):
+    first = {}
+
+    class Caught(Exception):
+        pass
+
+    def fit(trainer, on_epoch):
+        first.setdefault(trainer.seed, []).append(next(trainer.model.parameters()).clone())
+        raise Caught
+
+    monkeypatch.setattr(study.Trainer, "fit", fit)
+    for seed in (0, 0, 1):
+        with pytest.raises(Caught):
+            study.run_once(replace(study.plan_runs(tiny_plan())[0], seed=seed), tiny_plan())
+    assert torch.equal(*first[0])
+    assert not torch.equal(first[0][0], first[1][0])
 
 
 @pytest.mark.parametrize("argument", ["models", "datasets", "recipes", "protocols"])

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel
 
 from ultraseg_lib import study, training
@@ -102,19 +104,137 @@ def test_a_complete_run_is_read_not_trained(outputs):
     assert not (run.folder / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("word", ["optimizer", "schedule", "picked_by"])
+def test_a_recipe_refuses_an_unknown_word(word):
+    with pytest.raises(ValueError, match=f"{word}: unknown 'Cosine'; choose from"):
+        replace(RECIPES["paper"], **{word: "Cosine"})
+
+
+def test_a_folder_of_another_recipe_seed_or_length_is_not_gone_on_with(outputs):
+    run, plan = tiny_run()
+    train, val = study.training_parts(study.load_frames_of("synthetic", plan), "clean")
+
+    def fit(epochs=1, seed=0, **changed):
+        recipe = replace(RECIPES["paper"], **changed)
+        Trainer(create_model("unet_tiny"), train, val, recipe, epochs, seed, run.folder).fit()
+
+    fit()
+    for other in ({"learning_rate": 1.0}, {"seed": 1}, {"epochs": 2}):
+        with pytest.raises(ValueError, match=f"made from .*{next(iter(other))}"):
+            fit(**other)
+    fit()  # the same: done already
+
+
+def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def tiny_trainer(folder: Path, recipe: training.Recipe, epochs: int = 3, seed: int = 0) -> Trainer:
+    _, plan = tiny_run()
+    train, val = study.training_parts(study.load_frames_of("synthetic", plan), "clean")
+    torch.manual_seed(0)
+    return Trainer(create_model("unet_tiny"), train, val, recipe, epochs, seed, folder)
+
+
+def test_every_step_is_made_in_training_mode_at_the_schedule_s_rate(outputs, monkeypatch):
+    modes, step = [], training.train_step
+
+    def noted(model, *rest):
+        modes.append(model.training)
+        return step(model, *rest)
+
+    monkeypatch.setattr(training, "train_step", noted)
+    trainer = tiny_trainer(outputs / "run", RECIPES["paper"])
+    trainer.fit()
+    assert modes == [True] * 3 * -(-len(trainer.train_frames) // 4)
+    rates = [row["learning_rate"] for row in trainer.history]
+    cosine = [3e-4 * (1 + np.cos(np.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)]
+    assert rates == pytest.approx(cosine, abs=1e-9)
+
+
+def test_the_mean_of_the_weights_is_made_scored_and_kept(outputs, monkeypatch):
+    scored, rising = [], iter([0.1, 0.2])
+
+    def dice(model, _):
+        scored.append(model)
+        return dict.fromkeys(("val_dice", "val_dice_per_batch"), next(rising))
+
+    monkeypatch.setattr(training, "validation_dice", dice)
+    trainer = tiny_trainer(outputs / "run", RECIPES["strong"], epochs=2)
+    first = copy_of(trainer.model)
+    trainer.fit()
+    assert trainer.average.n_averaged == 2 * -(-len(trainer.train_frames) // 4)
+    assert all(model is trainer.average.module for model in scored)
+    kept = load_file(outputs / "run" / "weights.safetensors")
+    name = next(iter(dict(trainer.model.named_parameters())))
+    assert torch.equal(kept[name], trainer.average.module.state_dict()[name])
+    assert not torch.equal(kept[name], trainer.model.state_dict()[name])
+    assert not torch.equal(kept[name], first[name])
+
+
+def test_a_seed_draws_the_batches(outputs):
+    one, again, other = (
+        next(iter(tiny_trainer(outputs / "run", RECIPES["paper"], seed=seed)._batches(1))).image
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_recipe_paper_is_that_of_section_4_1():
+    paper = RECIPES["paper"]
+    assert (paper.optimizer, paper.learning_rate, paper.batch_size, paper.patience) == (
+        "adam",
+        3e-4,
+        4,
+        10,
+    )
+    assert (paper.clip, paper.average, paper.double_sigmoid) == (None, None, False)
+    assert (paper.schedule, paper.augmentation, paper.loss_form) == ("cosine", "paper", "released")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rate", "decay"),
+    [("paper", torch.optim.Adam, 3e-4, 0.0), ("strong", torch.optim.AdamW, 2e-3, 1e-2)],
+)
+def test_the_optimizer_is_the_recipe_s(name, kind, rate, decay):
+    optimizer = training._make_optimizer([torch.nn.Parameter(torch.ones(1))], RECIPES[name])
+    (group,) = optimizer.param_groups
+    assert (type(optimizer), group["lr"], group["weight_decay"]) == (kind, rate, decay)
+
+
+def test_steps_do_not_add_up_their_gradients():
+    batch, recipe = tiny_batch(), RECIPES["paper"]
+    torch.manual_seed(0)
+    model = create_model("ultraseg_108k").eval()  # so that statistics do not move
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    train_step(model, batch, optimizer, recipe)
+    loss = training.batch_loss(model, batch, recipe)
+    weights = [each for each in model.parameters() if each.grad is not None]
+    wanted = [
+        w - 1e-3 * g for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True)
+    ]
+    train_step(model, batch, optimizer, recipe)
+    for weight, value in zip(weights, wanted, strict=True):
+        torch.testing.assert_close(weight, value)
+
+
 @pytest.mark.parametrize("picked_by", ["val_dice", "val_dice_per_batch"])
 def test_patience_stops_a_run_and_the_best_epoch_is_kept(outputs, monkeypatch, picked_by):
-    scores = [0.5, 0.7, 0.6, 0.6, 0.6, 0.6]
+    scores = [0.5, 0.7, 0.6, 0.7, 0.6, 0.6]  # of equal ones the first counts
     rows = iter([{"val_dice": 0.5, "val_dice_per_batch": 0.5} | {picked_by: d} for d in scores])
     monkeypatch.setattr("ultraseg_lib.training.validation_dice", lambda *_: next(rows))
     run, plan = tiny_run()
     frames = study.load_frames_of("synthetic", plan)
     train, val = study.training_parts(frames, "clean")
     recipe = replace(RECIPES["paper"], patience=3, picked_by=picked_by)
-    trainer = Trainer(create_model("unet_tiny"), train, val, recipe, 6, 0, run.folder)
-    trainer.fit()
+    trainer, states = Trainer(create_model("unet_tiny"), train, val, recipe, 6, 0, run.folder), []
+    trainer.fit(lambda _: states.append(copy_of(trainer.model)))
     assert len(trainer.history) == 5
     assert trainer.best_epoch == 2
+    kept = load_file(run.folder / "weights.safetensors")
+    same = [all(torch.equal(kept[name], state[name]) for name in kept) for state in states]
+    assert same == [False, True, False, False, False]
 
 
 def test_the_history_tells_both_dices_of_the_epoch_that_is_kept(outputs):
@@ -186,6 +306,22 @@ def test_the_loss_of_a_variant_is_what_its_name_says():
         assert task_loss(maps, batch, recipe).item() == pytest.approx(wanted.item())
     assert twice.total.item() != pytest.approx(terms.total.item(), rel=0.01)
     assert as_written.main.item() != pytest.approx(terms.main.item(), rel=0.1)
+
+
+def test_a_distilled_term_is_the_distance_to_the_teacher():
+    teacher, student = create_model("ultraseg_500k"), create_model("ultraseg_108k")
+    ours, theirs = ({"logits": torch.randn(2, 1, 64, 64)} for _ in range(2))
+    ours["bottleneck"] = torch.randn(2, *student.bottleneck.weight.shape[:1], 4, 4)
+    features = Distillation(teacher, student, "features", 0.2)
+    projected = features.projection(ours["bottleneck"])
+    theirs["bottleneck"] = torch.randn_like(projected)
+    one, other = Prediction(**ours), Prediction(**theirs)
+    wanted = ((projected - theirs["bottleneck"]) ** 2).mean()
+    torch.testing.assert_close(features._features(one, other), wanted)
+    logits = Distillation(teacher, student, "logits", 0.2)
+    soft, taught = (torch.sigmoid(each["logits"] / 2) for each in (ours, theirs))
+    wanted = -(taught * soft.log() + (1 - taught) * (1 - soft).log()).mean()
+    torch.testing.assert_close(logits._logits(one, other), wanted)
 
 
 @pytest.mark.parametrize("name", ["kd20", "kd_logits"])
@@ -284,6 +420,9 @@ def test_a_run_of_any_length_has_a_schedule(steps, schedule):
         optimizer.step()
         scheduler.step()
     assert all(0 < rate <= recipe.learning_rate * (1 + 1e-9) for rate in rates)
+    if steps == 200:
+        assert rates[-1] < 1e-3 * recipe.learning_rate
+        assert np.argmax(rates) == (0 if schedule == "cosine" else steps // 10 - 1)
 
 
 @pytest.mark.parametrize(("steps", "share"), [(300, 0.002), (3000, 1e-6)])

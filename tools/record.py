@@ -218,6 +218,13 @@ def leads() -> str:
     return table[columns].round(4).to_csv(index=False)
 
 
+def verdicts_at_home(dataset: str) -> int:
+    """Return how many verdicts by our recipe, on a dataset's own test part, share a correction."""
+    table = _leads().query("dataset == @dataset and tested == @dataset")
+    own = table.set_index(["recipe", "protocol"]).sort_index().loc[RULES["harder"]]
+    return int(own["p_holm"].notna().sum())
+
+
 def leads_told() -> str:
     """Return on which test sets each UltraSeg is ahead, by `RULES`, where both have seeds enough."""
     rows = []

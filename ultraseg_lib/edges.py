@@ -28,8 +28,8 @@ METHODS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 def boundary_target(mask: Mask, method: str = "canny") -> NDArray[np.uint8]:
     """Draw the boundary band of one mask.
 
-    `"canny"` is the paper's target (section 3.1): Canny(30, 90) on the 0/255 mask draws a line
-    one pixel wide, and a 5×5 ellipse widens it to five. Of the two pixels at a straight edge
+    `"canny"` is the paper's target (section 3.1): Canny on the 0/255 mask draws a line one pixel
+    wide, and a 5×5 ellipse widens it to five; the thresholds, 30 and 90, are the released code's. Of the two pixels at a straight edge
     Canny takes the left or upper one, so the band lies half a pixel off the edge.
     `"thin"` widens the same line to two, the pixels on either side of the edge: about what is left
     at 256 px of the released code's band, which it draws on the mask of a camera's size.
@@ -52,8 +52,8 @@ def boundary_target(mask: Mask, method: str = "canny") -> NDArray[np.uint8]:
     >>> [int(boundary_target(mask, method)[16].sum()) for method in METHODS]  # two sides
     [10, 4, 8]
     """
-    if mask.ndim != 2:
-        raise ValueError(f"mask has shape {mask.shape}; expected (H, W).")
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(f"mask has shape {mask.shape}; expected (H, W) with pixels.")
     check_choice("edges", method, METHODS)
     return (METHODS[method](_as_0_255(mask)) > 0).view(np.uint8)
 
@@ -73,8 +73,13 @@ def boundary_targets_on_device(masks: Tensor, method: str = "canny") -> Tensor:
     both thresholds. Canny is then its thinning step alone: a pixel stays if no neighbour across the
     edge is steeper. OpenCV compares integers, and so does this: the result is equal, not close.
 
-    Takes and returns (N, H, W) bool; raises ValueError for an unknown method.
+    Takes and returns (N, H, W) bool; raises ValueError for another type or shape, or an unknown
+    method.
     """
+    if masks.dtype != torch.bool or masks.ndim != 3:
+        raise ValueError(
+            f"masks: found {masks.dtype} of shape {tuple(masks.shape)}; give bool (N, H, W)"
+        )
     check_choice("edges", method, METHODS)
     if method == "canny":
         return _dilate(_canny_line(masks), ELLIPSE)

@@ -66,7 +66,7 @@ def bce_dice(
 
     Args:
         logits: (N, 1, H, W) float, any size.
-        target: (N, 1, H, W) of 0 and 1, the same dtype as the logits.
+        target: (N, 1, H, W) of 0 and 1 (masks on disk are 0 and 255), of the logits' dtype.
         bce_weight: factor of the cross-entropy.
         dice_weight: factor of the Dice loss.
 
@@ -101,8 +101,9 @@ def deep_supervision_loss(
     """Compute Eq. 5: the loss of the final mask, the region maps and the boundary maps.
 
     The i-th map from the deepest (i = 1, 2, …) has weight 0.1·i, for regions and boundaries
-    alike. This gives the paper's 0.1, 0.2, 0.3(, 0.4) and serves models with other numbers of
-    maps; a model without maps has the main term alone.
+    alike: the paper's 0.1, 0.2, 0.3(, 0.4) in the released code's direction ("increasing with
+    depth" could be read the other way). Serves models with other numbers of maps, too; one without
+    maps has the main term alone.
 
     Args:
         prediction: `logits`, `regions` and `boundaries` (deepest first), each map (N, 1, H, W).

@@ -117,7 +117,7 @@ def pooled_dice(pred: BoolArray, mask: BoolArray) -> float:
     """Compute one Dice over the pixels of all images together, in [0, 1].
 
     Large polyps dominate and a missed small one hardly shows: it is usually higher than the
-    mean of `dice_score`. The code of EGE-UNet and LB-UNet reports this.
+    mean of `dice_score`. The code of EGE-UNet and LB-UNet reports this. 1 for no images at all.
     """
     tp, fp, fn, tn = (n.sum() for n in confusion(pred, mask))
     return float(_ratio(2 * tp, 2 * tp + fp + fn, Counts(tp, fp, fn, tn)))
@@ -181,9 +181,9 @@ def false_alarm(pred: BoolArray, mask: BoolArray) -> PerImageFlag:
 def count_polyps(mask: BoolArray) -> int:
     """Count the 8-connected components of one (H, W) mask that have `MIN_POLYP_PX` or more.
 
-    Raises ValueError for an array that is not bool.
+    Raises ValueError for an array that is not bool, and for a stack.
     """
-    _check(mask, mask)
+    _check_one(mask)
     pixels = np.ascontiguousarray(mask).view(np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
     return int(np.count_nonzero(stats[1:, cv2.CC_STAT_AREA] >= MIN_POLYP_PX))
@@ -306,22 +306,28 @@ def score_images(pred: BoolArray, mask: BoolArray) -> dict[str, np.ndarray]:
 def boundary_pixels(mask: BoolArray) -> BoolArray:
     """Keep the pixels of one mask (H, W) bool with background, or the frame, beside them.
 
-    Raises ValueError for an array that is not bool.
+    Raises ValueError for an array that is not bool, and for a stack.
 
     >>> int(boundary_pixels(np.ones((4, 4), bool)).sum())
     12
     """
-    _check(mask, mask)
+    _check_one(mask)
     return _boundary(np.ascontiguousarray(mask).view(np.uint8)) > 0
 
 
 # --- How it is done -------------------------------------------------------------------------
 
 
+def _check_one(mask: BoolArray) -> None:
+    _check(mask, mask)
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(f"mask has shape {mask.shape}; expected one mask (H, W) with pixels.")
+
+
 def _check(pred: BoolArray, mask: BoolArray) -> None:
     if pred.dtype != bool or mask.dtype != bool:
         raise ValueError(
-            f"pred is {pred.dtype} and mask is {mask.dtype}; expected bool: "
+            f"pred is {pred.dtype} and mask is {mask.dtype}; expected numpy arrays of bool: "
             "threshold them first, as in prob >= 0.5 and mask > 127."
         )
     if pred.shape != mask.shape or mask.ndim not in (2, 3):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+LEAST_RESAMPLES = 100
 UPPER = 0.975  # what lies below the upper end of every interval: 95 % lie inside
 
 
@@ -59,7 +60,8 @@ def bootstrap_interval(
         groups: (images,) labels, as the video of each frame; None: each image is alone.
 
     Raises:
-        ValueError: another shape, no values, values that are not finite, or not a label an image.
+        ValueError: another shape, no values, values that are not finite, not a label an image, or
+            under 100 resamples.
 
     >>> [round(x, 2) for x in bootstrap_interval([0.9, 0.8, 0.0, 0.7, 0.9, 0.9, 0.8, 0.6])]
     [0.7, 0.39, 0.89]
@@ -139,6 +141,8 @@ def _test(
 
     ``tables`` hold the seeds that the mean comes from.
     """
+    if resamples < LEAST_RESAMPLES:
+        raise ValueError(f"resamples: found {resamples}; give {LEAST_RESAMPLES} or more.")
     sums, sizes = _group_sums(images, groups)
     mean, freedom = float(images.mean()), len(sums) - 1
     if not freedom:
@@ -175,6 +179,8 @@ def _group_sums(
     if groups is None:
         return images, np.ones(len(images))
     groups = np.asarray(groups)
+    if any(label is None or label != label for label in groups.tolist()):  # None, NaN
+        raise ValueError("groups: some labels are missing; give every image one.")
     if groups.shape != images.shape:
         raise ValueError(
             f"groups have shape {groups.shape}; expected {images.shape}, one an image."

@@ -10,7 +10,7 @@ import pickle
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.data.device import DeviceFrames
 from ultraseg_lib.data.loading import Batch, Frames, ahead, to_tensor, training_batches
 from ultraseg_lib.distillation import Distillation
@@ -29,6 +30,8 @@ from ultraseg_lib.metrics import batch_pooled_dice, dice_score
 from ultraseg_lib.models import Prediction
 from ultraseg_lib.models.operators import use_fast_operators
 from ultraseg_lib.paths import whole_file
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Recipe:
     that is scored (see ``running_mean``). ``picked_by``: the column of the history by which the
     epoch is picked and patience lost (see ``validation_dice``). From ``boundary_weight`` on: what a
     variant of a model changes (see ``variants``); ``edges`` makes the boundary targets, the two
-    weights scale the two kinds of supervised maps in Eq. 5.
+    weights scale the two kinds of supervised maps in Eq. 5. Raises ValueError for an unknown
+    ``optimizer``, ``schedule`` or ``picked_by``.
     """
 
     optimizer: str
@@ -62,9 +66,14 @@ class Recipe:
     distillation: str | None = None
     distillation_share: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, ("cosine", "one_cycle"))
+        check_choice("picked_by", self.picked_by, ("val_dice", "val_dice_per_batch"))
+
 
 RECIPES = {
-    # Section 4.1: Adam, 3e-4, cosine, batches of 4, patience 10.
+    # Section 4.1: Adam, 3e-4, batches of 4, patience 10; the cosine is the released code's.
     "paper": Recipe("adam", 3e-4, 0.0, "cosine", "paper", "released", patience=10),
     "strong": Recipe(
         "adamw", 2e-3, 1e-2, "one_cycle", "strong", "released", clip=1.0, average=0.995
@@ -161,7 +170,8 @@ def learned_scalars(model: nn.Module) -> dict[str, float]:
 def predict_probs(model: nn.Module, images: np.ndarray) -> np.ndarray:
     """Return probability maps (N, H, W) uint8 (0 to 255 stands for 0 to 1) of images (N, H, W, 3).
 
-    Rounding keeps the decision at 0.5: 128 and above is polyp.
+    Rounding keeps the decision at 0.5: 128 and above is polyp. The model is left in evaluation
+    mode. Raises ValueError for images that are not uint8.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -185,7 +195,7 @@ def validation_dice(model: nn.Module, frames: Frames) -> dict[str, float]:
 
 
 def _make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    kind = OPTIMIZERS[recipe.optimizer]
     return kind(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
@@ -230,7 +240,8 @@ class Trainer:
         seed: of the order of images and of their augmentation.
         folder: gets ``checkpoint.pt`` and ``history.csv`` after every epoch, and
             ``weights.safetensors`` whenever the Dice on ``val`` is the best so far.
-        inputs: what the run is made from, in plain values; a checkpoint of other inputs is refused.
+        inputs: what else the run is made from, in plain values; a checkpoint of other inputs, or of
+            another recipe, seed or number of epochs, is refused.
         teacher: a trained model to learn from, where the recipe distils.
 
     On a GPU the frames stay on it as uint8, are augmented there, and the model computes in
@@ -268,7 +279,8 @@ class Trainer:
         if recipe.average is not None:
             self.average = AveragedModel(self.model, use_buffers=True)
             self.average.multi_avg_fn = running_mean(recipe.average, self.average.n_averaged)
-        self.inputs = inputs or {}
+        own = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed}
+        self.inputs = own | (inputs or {})
         self.history: list[dict[str, float]] = []
         self._on_device = DeviceFrames(train, self.device) if self.device.type == "cuda" else None
 
@@ -330,7 +342,7 @@ class Trainer:
         return row | learned_scalars(self.evaluated_model)
 
     def _is_out_of_patience(self) -> bool:
-        patience = self.recipe.patience or math.inf
+        patience = math.inf if self.recipe.patience is None else self.recipe.patience
         return bool(self.history) and len(self.history) - self.best_epoch >= patience
 
     def _parts(self) -> dict[str, Any]:

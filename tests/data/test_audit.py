@@ -108,6 +108,9 @@ def test_leaks_are_pairs_with_one_side_tested():
     found = audit.leaks(pairs, {"k": parts, "p": parts})
     assert found["image_id_a"].tolist() == ["0", "7"]
     assert found[["part_a", "part_b"]].to_numpy().tolist() == [["train", "test"], ["val", "test"]]
+    assert audit.leaks(pairs.iloc[[3]], {"k": parts, "p": parts}).equals(
+        found.iloc[[1]].reset_index(drop=True)
+    )
 
 
 def test_a_split_that_is_drawn_is_audited_where_none_is_committed():
@@ -123,6 +126,17 @@ def test_a_split_that_is_drawn_is_audited_where_none_is_committed():
     assert row["split"] == "mine, drawn"
     assert row["test"] == tested.sum()
     assert row["leaking pairs"] == torn > 0
+
+
+def test_a_test_image_with_two_twins_is_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(audit, "SPLITS", tmp_path)
+    parts = pd.Series(["test", "train", "train"], index=["a", "b", "c"])
+    splits.write_split(parts, tmp_path / "mine-random.txt")
+    table = pd.DataFrame({"dataset": "mine", "image_id": parts.index, "sequence": ""})
+    pairs = pd.DataFrame([("mine", "a", "mine", "b"), ("mine", "c", "mine", "a")])
+    pairs = pairs.set_axis(audit.PAIR_COLUMNS[:4], axis=1).assign(difference=0.0)
+    (row,) = audit.summarize_splits(table, pairs).to_dict("records")
+    assert (row["leaking pairs"], row["test images with a twin"]) == (2, 1)
 
 
 def test_cut_sequences_are_counted_and_untold_ones_passed_over():

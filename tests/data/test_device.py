@@ -38,6 +38,12 @@ def test_an_unknown_method_is_refused_on_the_device():
         edges.boundary_targets_on_device(torch.zeros(1, 8, 8, dtype=torch.bool), "sobel")
 
 
+@pytest.mark.parametrize("masks", [torch.ones(1, 8, 8, dtype=torch.uint8), torch.ones(8, 8) > 0])
+def test_what_is_no_stack_of_bool_is_refused_on_the_device(masks):
+    with pytest.raises(ValueError, match=r"give bool \(N, H, W\)"):
+        edges.boundary_targets_on_device(masks, "morphological")
+
+
 def test_without_kornia_the_fix_is_told(outputs, monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
     with pytest.raises(ModuleNotFoundError, match=r"kornia, .* is missing: pip install"):

@@ -11,14 +11,16 @@ import pytest
 import tifffile
 from conftest import write_pair
 
-from ultraseg_lib.data import DataError, find_dataset, load_frames
-from ultraseg_lib.data.augmentation import AUGMENTATIONS, augment
+from ultraseg_lib.data import DataError, find_dataset, load_frames, load_generated
+from ultraseg_lib.data.augmentation import AUGMENTATIONS, augment, draw_change
 from ultraseg_lib.data.loading import (
     Frames,
     ahead,
+    drawn_batches,
     read_image,
     read_mask,
     to_batch,
+    to_tensor,
     training_batches,
 )
 from ultraseg_lib.training import RECIPES
@@ -239,6 +241,84 @@ def test_multiscale_draws_one_side_a_batch_and_shrinks_both_alike(frames):
         assert batch.mask.shape == batch.boundary.shape == (2, 1, side, side)
         share = batch.mask.mean(dim=(1, 2, 3))  # of a zoom of 0.8 to 1.3, partly moved outside
         assert ((share > 0.03) & (share < 0.3)).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (np.zeros((2, 32, 48, 3), np.uint8), np.zeros((2, 32, 48), np.uint8)),
+        (np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 16, 16), np.uint8)),
+        (np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 32, 32), bool)),
+        (np.zeros((2, 32, 32, 3), np.float32), np.zeros((2, 32, 32), np.uint8)),
+        (np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)),
+    ],
+)
+def test_what_is_no_batch_of_squares_is_not_augmented(images, masks):
+    with pytest.raises(ValueError, match=r"give uint8 \(B, S, S, 3\) and \(B, S, S\)"):
+        augment(images, masks, "strong", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)])
+def test_pixels_are_divided_by_255_once(images):
+    with pytest.raises(ValueError, match=r"give uint8 \(B, H, W, 3\)"):
+        to_tensor(images)
+
+
+def drawn(name: str) -> tuple[np.ndarray, ...]:
+    """Draw 500 changes of a frame of 64 px: angles (degrees), zooms, determinants' signs, changes."""
+    setting, rng = AUGMENTATIONS[name], np.random.default_rng(0)
+    changes = [draw_change(setting, 64, 64, rng) for _ in range(500)]
+    turns = np.array([change.matrix[:, :2] for change in changes])
+    upright = turns * np.sign(turns[:, :1, :1])  # a flip left to right undone, of small angles
+    angles = np.degrees(np.arctan2(upright[:, 0, 1], upright[:, 0, 0]))
+    signs = np.linalg.det(turns)
+    return angles, np.sqrt(abs(signs)), signs < 0, changes
+
+
+def test_augmentation_paper_turns_by_ten_degrees_and_flips_every_second_frame():
+    angles, zooms, mirrored, changes = drawn("paper")
+    assert 9 < abs(angles).max() <= 10
+    assert zooms == pytest.approx(np.ones(500))
+    assert 0.4 < mirrored.mean() < 0.6
+    assert all(change.matrix[1, 1] > 0 for change in changes)  # never upside down
+    assert {(change.contrast, change.brightness, *change.gains) for change in changes} == {
+        (1, 0, 1, 1, 1)
+    }
+
+
+def test_augmentation_strong_turns_zooms_shifts_and_recolours_over_its_ranges():
+    angles, zooms, mirrored, changes = drawn("strong")
+    assert 0.3 < (abs(angles) > 15).mean() < 0.55  # half of them by any angle
+    assert zooms.min() == pytest.approx(0.8, abs=0.01)
+    assert zooms.max() == pytest.approx(1.3, abs=0.01)
+    assert 0.4 < mirrored.mean() < 0.6  # by one flip of two
+    middles = np.array([change.matrix @ [31.5, 31.5, 1] for change in changes])
+    assert 4.8 < abs(middles - 31.5).max() <= 5 + 1e-9  # 20 px at 256
+    for name, middle, half in (
+        ("contrast", 1, 0.25),
+        ("brightness", 0, 255 * 0.15),
+        ("gains", 1, 0.1),
+    ):
+        values = np.array([getattr(change, name) for change in changes])
+        assert 0.97 * half < abs(values - middle).max() <= half
+
+
+def test_an_epoch_draws_each_frame_once():
+    rows = [rows for rows, _ in drawn_batches(10, 4, seed=1, epoch=2)]
+    assert [len(each) for each in rows] == [4, 4, 2]
+    assert sorted(np.concatenate(rows)) == list(range(10))
+
+
+def test_a_misspelt_part_is_not_an_empty_one(frames):
+    with pytest.raises(ValueError, match="part: unknown 'Test'; choose from train, val, test"):
+        frames.part("Test")
+
+
+def test_misspelt_generated_images_are_no_training_centers(outputs):
+    with pytest.raises(ValueError, match="did you mean synthetic_unseen"):
+        load_generated("synthetic_unsen", 32, 4, 0)
+    with pytest.raises(ValueError, match="count: found 0"):
+        load_generated("synthetic", 32, 0, 0)
 
 
 def test_unknown_augmentation_lists_the_known(frames):

@@ -12,6 +12,7 @@ from ultraseg_lib.data.splits import (
     VAL_SHARE,
     _first_share,
     add_split,
+    keep_share,
     make_grouped_split,
     make_split,
     mixed_frames,
@@ -34,12 +35,26 @@ def table_of(count: int, centers: tuple[str, ...] = ("",)) -> pd.DataFrame:
     )
 
 
-def test_shares_hold_within_each_center():
-    table = table_of(100, ("C1", "C2"))
-    parts = table.assign(part=make_split(table).to_numpy()).groupby("center")["part"]
-    for center in ("C1", "C2"):
-        counts = parts.get_group(center).value_counts()
+def test_shares_hold_within_each_center_and_modality():
+    table = table_of(200, ("C1", "C2"))
+    table["modality"] = ["WLI", "NBI"] * 200
+    parts = table.assign(part=make_split(table).to_numpy()).groupby(["center", "modality"])["part"]
+    assert parts.ngroups == 4
+    for _, part in parts:
+        counts = part.value_counts()
         assert (counts["test"], counts["val"], counts["train"]) == (20, 8, 72)
+
+
+@pytest.mark.parametrize("column", ["center", "modality"])
+def test_a_center_that_is_missing_is_one_that_is_not_told(column):
+    table = table_of(50)
+    assert make_split(table.assign(**{column: np.nan})).equals(make_split(table))
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 25, float("nan")])
+def test_a_share_is_a_part_of_one(share):
+    with pytest.raises(ValueError, match="share: found"):
+        keep_share(Frames(np.empty(0), np.empty(0), table_of(4)), share)
 
 
 def test_the_draw_depends_on_names_and_seed_alone():
@@ -70,6 +85,8 @@ def test_a_committed_split_must_fit_the_folder(monkeypatch, tmp_path):
     write_split(make_split(table_of(20)), split_path("kvasir_seg"))
     with pytest.raises(DataError, match="1 of its images are not in the folder"):
         add_split(table_of(19), "kvasir_seg")
+    with pytest.raises(DataError, match="1 of the folder's are not in it"):
+        add_split(table_of(21), "kvasir_seg")
 
 
 @pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.stem)
@@ -133,9 +150,10 @@ def test_a_grouped_split_depends_on_names_and_seed_alone():
     assert not make_grouped_split(table).equals(make_grouped_split(table, seed=1))
 
 
-def test_a_grouped_split_needs_every_sequence():
+@pytest.mark.parametrize("untold", ["", np.nan, None])
+def test_a_grouped_split_needs_every_sequence(untold):
     table = clips([5, 5])
-    table.loc[3, "sequence"] = ""
+    table.loc[3, "sequence"] = untold
     with pytest.raises(DataError, match=r"no sequence is told for 1 images .*example 3"):
         make_grouped_split(table)
 

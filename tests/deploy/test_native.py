@@ -199,3 +199,11 @@ def test_bfloat16_is_left_out_where_the_cpu_lacks_it(monkeypatch):
 )
 def test_what_the_kernels_cannot_do_is_named(model, size, threads, reason):
     assert reason in cannot_run("native", create_model(model), size, threads)
+
+
+@pytest.mark.parametrize(
+    "channels", [(16, 16, 48, 64, 96), (8, 32, 48, 64, 96), (8, 16, 96, 64, 96)]
+)
+def test_kernels_are_not_given_a_model_of_other_widths(channels):
+    reason = cannot_run("native", create_model("ultraseg_130k", channels=channels), 64)
+    assert "found UltraSeg of other widths" in reason

@@ -149,6 +149,13 @@ class TestEveryModel:
         with pytest.raises(ValueError, match="found an image of shape"):
             model(torch.zeros(shape))
 
+    @pytest.mark.parametrize(
+        "image", [torch.zeros(1, 3, 64, 64, dtype=torch.uint8), np.zeros((1, 3, 64, 64))]
+    )
+    def test_pixels_that_are_no_float_tensor_are_refused(self, model, image) -> None:
+        with pytest.raises(ValueError, match=r"give a float tensor in \[0, 1\]"):
+            model(image)
+
 
 class TestRegistry:
     def test_strides_are_stated(self) -> None:
@@ -172,12 +179,23 @@ class TestRegistry:
         with pytest.raises(ValueError, match=f"{variant}: unknown 'other'; choose from"):
             create_model("ultraseg_130k", **{variant: "other"})
 
+    @pytest.mark.parametrize(
+        "channels", [(8, 16, 48), (8, 16, 48, 64, 96, 128), (8, 16, 50, 64, 96), (8, 16, 40, 64)]
+    )
+    def test_widths_that_do_not_divide_are_refused(self, channels) -> None:
+        with pytest.raises(ValueError, match="channels: found"):
+            create_model("ultraseg_130k", channels=channels)
+
+    def test_an_unknown_reading_of_the_block_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="reading: unknown 'as-written'"):
+            EnhancedDilatedBlock(48, "as-written")
+
     def test_weights_of_another_model_are_refused(self, tmp_path) -> None:
         save_file(create_model("ultraseg_108k").state_dict(), tmp_path / "108k.safetensors")
         (tmp_path / "broken.safetensors").write_bytes(b"no weights")
         for name in ("108k", "broken"):
             with pytest.raises(
-                ValueError, match=rf"{name}.*: no weights of ultraseg_130k, or broken"
+                ValueError, match=rf"{name}.*: no weights of ultraseg_130k as asked for, or broken"
             ):
                 create_model("ultraseg_130k", weights=tmp_path / f"{name}.safetensors")
 

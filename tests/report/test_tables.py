@@ -100,12 +100,15 @@ def test_both_sides_of_a_pair_are_the_mean_of_all_their_seeds():
 
 
 def test_levels_count_a_miss_and_average_seeds():
-    miss = own("lbunet", [0.0, 1.0], seed=1).assign(area=[0.2, 0.0])
-    table = tables.main_table(pd.concat([own("lbunet", [0.4, 1.0]), miss]))
+    miss = own("lbunet", [0.0, 1.0], seed=1).assign(area=[0.2, 0.0], iou=0.25, hd95=[4, 6])
+    found = own("lbunet", [0.4, 1.0]).assign(iou=0.75, hd95=7)
+    table = tables.main_table(pd.concat([found, miss]))
     row = table.iloc[0]
     assert (row["seeds"], row["images"], row["dice"]) == (2, 2, pytest.approx(0.6))
     assert row["dice_sd"] == pytest.approx(0.1 * 2**1.5 / 2)  # of 0.7 and 0.5
     assert row["miss_rate"] == pytest.approx(1 / 3)  # of the three images with a polyp
+    assert (row["iou"], row["hd95"]) == (0.5, 6)
+    assert (row["dice_low"], row["dice_high"]) == (0, 1)  # no Dice is outside
     text = tables.shown(table, tables.MAIN).iloc[0]
     assert (text["Dice"], text["sd over seeds"], text["paper"]) == ("0.600", "0.141", "–")
 

@@ -204,7 +204,14 @@ def test_what_the_front_page_says_of_models_is_true_of_the_record(leads):
     }
     assert {sides.pop(place) for place in summary.DECIDED} == {"ahead"}
     assert set(sides.values()) == {"undecided"}
-    assert len(sides) == 5
+    assert len(sides) == 6
+    at_home = leads.query("side == 'undecided' and dataset == tested").reset_index()
+    at_home = at_home[(at_home["baseline"] == "lbunet") & at_home["dataset"].isin(record.BOTH)]
+    nearest = at_home.loc[at_home["p_holm"].idxmin()]
+    assert (nearest["model"], nearest["dataset"]) == ("ultraseg_130k", "kvasir_seg")
+    assert nearest["recipe"] == "strong"
+    assert nearest["low"] > 0  # ahead if it were alone
+    assert record.verdicts_at_home("kvasir_seg") == 5
     rows = summary.lead_rows().query("other == 'lbunet'").set_index("dataset")
     assert (rows.loc["kvasir_seg", ["again", "harder"]] > 0).all(axis=None)
     assert "ahead" not in set(leads.loc[("ultraseg_130k", "ultraseg_108k"), "side"])

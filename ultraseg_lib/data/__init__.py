@@ -5,6 +5,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.data import synthetic
 from ultraseg_lib.data.layouts import (
     DataError,
@@ -35,8 +36,11 @@ def load_generated(name: str, size: int, count: int, seed: int) -> Frames:
     """Return ``count`` generated frames at ``size`` pixels with their split, making them once.
 
     ``name``: "synthetic", or "synthetic_unseen" for other scenes seen by a center that the former
-    never draws. Raises ValueError for a size below 32 or a negative count or seed.
+    never draws. Raises ValueError for another name, a size below 32, no image or a negative seed.
     """
+    check_choice("name", name, GENERATED)
+    if count < 1:
+        raise ValueError(f"count: found {count}; give one image or more")
     center = synthetic.UNSEEN_CENTER if name == "synthetic_unseen" else None
     seed += 1_000_000 if center else 0  # other scenes
     folder = outputs_dir("generated") / f"{name}-{size}-{count}-{seed}-{generator_version()}"

@@ -151,7 +151,7 @@ def leaks(duplicates: pd.DataFrame, parts: Mapping[str, pd.Series]) -> pd.DataFr
     table = duplicates.copy()
     for side in "ab":
         names = zip(table[f"dataset_{side}"], table[f"image_id_{side}"], strict=True)
-        table[f"part_{side}"] = pd.Series([part_of.get(key) for key in names], dtype=object)
+        table[f"part_{side}"] = pd.Series([part_of.get(key) for key in names], table.index, object)
     known = table.dropna(subset=["part_a", "part_b"])
     torn = (known["part_a"] == "test") != (known["part_b"] == "test")
     return known[torn].reset_index(drop=True)

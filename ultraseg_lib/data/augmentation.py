@@ -52,7 +52,7 @@ STRONG = Augmentation(
     mask_border=cv2.BORDER_REFLECT_101,
 )
 AUGMENTATIONS = {
-    # Section 4.1 and the released code: rotation within ±10 degrees, horizontal flip.
+    # The released code's (the paper names none): rotation within ±10 degrees, horizontal flip.
     "paper": Augmentation(small_angle=10),
     # The same with a fault of the released code, for the ablation: only the image is mirrored.
     "mirrored_image": Augmentation(small_angle=10, border=cv2.BORDER_REFLECT_101),
@@ -60,6 +60,7 @@ AUGMENTATIONS = {
     # Smaller images hold smaller polyps, and cost less: multi-scale training, usual in the field.
     "multiscale": replace(STRONG, sides=(0.5, 0.75, 1.0)),
 }
+U8 = np.dtype(np.uint8)
 SIDE_STEP = 32  # px; every model takes sides that are multiples of it
 
 
@@ -145,9 +146,16 @@ def augment(
     """Augment a batch: images (B, S, S, 3) uint8, masks (B, S, S) uint8 of 0 and 255.
 
     Images are interpolated linearly, masks by the nearest pixel, so masks stay binary. Under
-    "multiscale" the batch may come back smaller. Raises ValueError for an unknown ``name``.
+    "multiscale" the batch may come back smaller. Raises ValueError for an unknown ``name``, another
+    shape or another type.
     """
     setting = find_augmentation(name)
+    square = images.ndim == 4 and images.shape[1:] == (images.shape[1], images.shape[1], 3)
+    if not square or masks.shape != images.shape[:3] or {images.dtype, masks.dtype} != {U8}:
+        raise ValueError(
+            f"found images of {images.dtype} {images.shape} and masks of {masks.dtype} {masks.shape};"
+            " give uint8 (B, S, S, 3) and (B, S, S)"
+        )
     size = images.shape[1]
     side = draw_side(setting, size, rng)
     pairs = [

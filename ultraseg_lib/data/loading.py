@@ -26,12 +26,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ultraseg_lib import edges
+from ultraseg_lib.choices import check_choice
 from ultraseg_lib.data.augmentation import augment
 from ultraseg_lib.data.layouts import DataError
 from ultraseg_lib.paths import outputs_dir, whole_folder
 from ultraseg_lib.provenance import usable_cores
 
 EMPTY = "no mask holds a polyp; are they 0 and 1? masks are 0 and 255"
+PARTS = ("train", "val", "test")  # of a split
 TAIL = 4096  # bytes: some programs write a few after the end of a PNG
 
 
@@ -163,7 +165,7 @@ def read_pair(image: str | Path, mask: str | Path) -> tuple[np.ndarray, np.ndarr
 
 
 def _read_squashed(pair: tuple[str, str], size: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Read a pair, both squashed to (size, size) as the paper does (section 4.1)."""
+    """Read a pair, both squashed to (size, size): section 4.1 says 256×256, the code how."""
     pixels, binary, was_grey = read_pair(*pair)
     image = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
     mask = cv2.resize(binary, (size, size), interpolation=cv2.INTER_NEAREST)
@@ -202,7 +204,9 @@ class Frames:
         return Frames(self.images[rows], self.masks[rows], table)
 
     def part(self, *names: str) -> "Frames":
-        """Return the frames of the named parts of the split ("train", "val", "test")."""
+        """Return the frames of the named parts of the split; ValueError for another than PARTS."""
+        for name in names:
+            check_choice("part", name, PARTS)
         return self.select(self.table["part"].isin(names).to_numpy())
 
 
@@ -314,7 +318,14 @@ class Batch:
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
-    """Turn (B, H, W, 3) uint8 into (B, 3, H, W) float32 in [0, 1], channels last in memory."""
+    """Turn (B, H, W, 3) uint8 into (B, 3, H, W) float32 in [0, 1], channels last in memory.
+
+    Raises ValueError for another shape or type.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(
+            f"images: found {images.dtype} of shape {images.shape}; give uint8 (B, H, W, 3), RGB"
+        )
     return torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).float().div_(255)
 
 

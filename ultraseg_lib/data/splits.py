@@ -14,10 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from ultraseg_lib.data.layouts import DataError
-from ultraseg_lib.data.loading import Frames, join_frames
+from ultraseg_lib.data.loading import PARTS, Frames, join_frames
 from ultraseg_lib.paths import SPLITS, write_text
 
-PARTS = ("train", "val", "test")
 TEST_SHARE = 0.2
 VAL_SHARE = 0.1  # of what is not tested
 MIXED = ("cvc_clinicdb", "kvasir_seg", "polypgen", "polypdb")  # trained on together (Table 6)
@@ -41,7 +40,7 @@ def make_split(table: pd.DataFrame, seed: int = 0) -> pd.Series:
     Returns a series of part names, index ``image_id``.
     """
     parts = pd.Series("train", index=pd.Index(table["image_id"], name="image_id"), name="part")
-    for _, group in table.groupby(["center", "modality"], sort=True):
+    for _, group in table.groupby(["center", "modality"], sort=True, dropna=False):
         test = _first_share(group["image_id"], TEST_SHARE, seed)
         rest = set(group["image_id"]) - test
         parts[list(test)] = "test"
@@ -67,7 +66,7 @@ def make_grouped_split(table: pd.DataFrame, seed: int = 0) -> pd.Series:
     come from 25 videos; which of them share a video is not told.) Returns part names, index
     ``image_id``. Raises DataError where the table does not tell the sequence of an image.
     """
-    untold = table.loc[table["sequence"] == "", "image_id"]
+    untold = table.loc[table["sequence"].fillna("") == "", "image_id"]
     if len(untold):
         raise DataError(
             f"{table['dataset'].iloc[0]}: no sequence is told for {len(untold)} images (for example"
@@ -188,7 +187,12 @@ def mixed_frames(frames: Mapping[str, Frames], duplicates: pd.DataFrame) -> Fram
 
 
 def keep_share(frames: Frames, share: float) -> Frames:
-    """Thin the train part to a share in (0, 1], drawn by rank: a smaller share lies in a larger."""
+    """Thin the train part to a share in (0, 1], drawn by rank: a smaller share lies in a larger.
+
+    Raises ValueError for another share.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: found {share}; give more than 0 and at most 1")
     train = (frames.table["part"] == "train").to_numpy()
     keys = pd.Series(_keys(frames.table)).map("/".join)
     kept = _first_share(keys[train], share, seed=2)

@@ -129,6 +129,8 @@ def plan_settings(
     Raises ValueError for a word that no backend, precision or instruction set has, and where
     nothing can run.
     """
+    for isa in isas:
+        check_choice("isas", isa, ("all", *LIMITS))
     settings, left_out = [], []
     for name in models:
         model = create_model(name)
@@ -143,7 +145,9 @@ def plan_settings(
             else:
                 settings.append(setting)
     if not settings:
-        raise ValueError(f"nothing can be timed: {left_out[0]}")
+        raise ValueError(
+            f"nothing can be timed: {left_out[0] if left_out else 'no model is named'}"
+        )
     return settings, left_out
 
 
@@ -233,12 +237,10 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check_limits(threads: list[int], isas: list[str]) -> None:
+def _check_threads(threads: list[int]) -> None:
     cores = usable_cores()
     if min(threads) < 1 or max(threads) > cores:
         raise ValueError(f"threads: found {threads}; this process may use 1 to {cores} cores")
-    for isa in isas:
-        check_choice("isas", isa, ("all", *LIMITS))
 
 
 def _protocol(size: int, frames: int, seconds: float) -> dict[str, Any]:
@@ -274,7 +276,7 @@ def benchmark(
     """
     threads = sorted(set(threads or (1, usable_cores())))
     models, isas = models or table4_models(), isas or ["all"]
-    _check_limits(threads, isas)
+    _check_threads(threads)
     scene = generated_scene(size)
     settings, left_out = plan_settings(models, backends or default_backends(), threads, isas, size)
     result = machine() | {"protocol": _protocol(size, frames, seconds), "rows": []}

@@ -9,7 +9,7 @@ import numpy as np
 def to_image(frame: np.ndarray, size: int) -> np.ndarray:
     """Squash a frame (H, W, 3) uint8 RGB to an image (1, 3, size, size) float32 in [0, 1].
 
-    As in training (section 4.1): bilinear, divided by 255. The pixels stay channels last in memory.
+    As in training: bilinear, divided by 255. The pixels stay channels last in memory.
     Raises ValueError for another shape or type.
     """
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:

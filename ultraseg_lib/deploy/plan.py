@@ -47,8 +47,11 @@ def cannot_plan(model: nn.Module, size: int, threads: int) -> str:
     known = isinstance(model, UltraSeg) and isinstance(model.bottleneck, nn.Conv2d)
     blocks = list(model.encoder3.context) if known else []
     fits = known and model.bottleneck.weight.shape[:2] == (96, 64) and model.head.out_channels == 1
+    stages = (model.encoder1, model.encoder2, model.encoder3) if fits else ()
+    fits = fits and [stage.conv.out_channels for stage in stages] == [8, 16, 48]
     if not fits or not all(isinstance(b, EnhancedDilatedBlock) and not b.split for b in blocks):
-        return f"model: native runs UltraSeg-108K and -130K only, found {type(model).__name__}"
+        found = f"{type(model).__name__}{' of other widths or parts' if known else ''}"
+        return f"model: native runs UltraSeg-108K and -130K only, found {found}"
     return ""
 
 

@@ -100,7 +100,7 @@ def _load(model: nn.Module, weights: Path, info: ModelInfo) -> None:
         model.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"{weights}: no weights of {info.name}, or broken; name their model"
+            f"{weights}: no weights of {info.name} as asked for, or broken; name their model and variants"
         ) from error
 
 

@@ -26,7 +26,7 @@ COUNTED = (*CONVOLUTIONS, nn.BatchNorm2d, nn.Softmax, nn.AvgPool2d)  # by thop, 
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trainable values of the model, bare parameters included."""
+    """The number of parameters of the model, bare and frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

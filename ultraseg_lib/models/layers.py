@@ -27,7 +27,13 @@ class Prediction(NamedTuple):
 
 
 def check_image(image: Tensor, stride: int) -> None:
-    """Raise ValueError unless the image is (N, 3, H, W) with H and W multiples of `stride`."""
+    """Raise ValueError unless the image is (N, 3, H, W) float with H and W multiples of `stride`."""
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        kind = f"{type(image).__module__}.{type(image).__name__} of {getattr(image, 'dtype', '?')}"
+        raise ValueError(
+            f"found an image that is {kind}: give a float tensor in [0, 1], as pixels of uint8"
+            " become by torch.from_numpy(pixels).float() / 255"
+        )
     found = f"found an image of shape {tuple(image.shape)}"
     if image.ndim != 4:
         raise ValueError(f"{found}: give a batch (N, 3, H, W); one image becomes image[None]")

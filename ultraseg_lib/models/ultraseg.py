@@ -33,11 +33,15 @@ class EnhancedDilatedBlock(nn.Module):
     Three 3x3 branches of dilation 1, 2 and 3 with C/3 outputs each, concatenated and mixed by a
     1x1 convolution, then added to the input with `residual_weight`, 0.1 at the start. `reading`:
     "released", each branch sees all C channels, three a group; "as_written", Eq. 2 to the letter,
-    each branch sees its own third of the channels, depthwise. C is a multiple of 3.
+    each branch sees its own third of the channels, depthwise. Raises ValueError for another
+    reading, and for a C that is no multiple of 3.
     """
 
     def __init__(self, channels: int, reading: str = "released", learned: bool = True) -> None:
         super().__init__()
+        check_choice("reading", reading, ("released", "as_written"))
+        if channels % 3:
+            raise ValueError(f"channels: found {channels}; an EDB needs a multiple of 3")
         third = channels // 3
         self.split = reading == "as_written"
         self.branches = nn.ModuleList(
@@ -109,9 +113,9 @@ class UltraSeg(nn.Module):
     """UltraSeg (section 3.1, Fig. 1): image (N, 3, H, W) float in [0, 1] to `Prediction`.
 
     H and W are multiples of 16. `channels`: widths of the four levels and, if there is a fifth, of
-    the 3x3 bottleneck. `edb`: "released", "as_written" (see `EnhancedDilatedBlock`), or "none" for
+    the 3x3 bottleneck, multiples of 4. `edb`: "released", "as_written" (see `EnhancedDilatedBlock`), or "none" for
     LB-UNet's block in their place. `edb_weight`, `fusion`: "learned" or "fixed". `agf`, `ssa`: with
-    or without. Raises ValueError for another word.
+    or without. Raises ValueError for another word or width.
     """
 
     stride = 16
@@ -128,6 +132,8 @@ class UltraSeg(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("fusion", fusion, ("learned", "fixed"))
+        if len(channels) not in (4, 5) or any(width < 4 or width % 4 for width in channels):
+            raise ValueError(f"channels: found {channels}; give four or five multiples of 4")
         c1, c2, c3, c4 = channels[:4]
         deepest = channels[-1]
         gates = {"learned_fusion": fusion == "learned"}
