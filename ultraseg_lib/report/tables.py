@@ -23,7 +23,7 @@ FEW = 10  # images: below this there are points, no box and no interval
 DIFFERS, UNDECIDED = "differs", "undecided"  # verdicts on a difference
 FEW_SEEDS, SEED_ALONE = "too few seeds: no verdict", "the seed alone"
 # Of each model, for a verdict: as many as the paper has. By one, models that are alike would be told
-# apart in one case of three and more (notebook 12 counts).
+# apart in about one case of three, or more (notebook 12 counts).
 SEEDS = 3
 
 Form = str | Callable[..., str]
