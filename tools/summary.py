@@ -168,7 +168,7 @@ ANSWERS = {
     " The printed lead over LB-UNet is {lead:.3f}. So fewer than three seeds get no verdict here,"
     " and most differences stay undecided.",
     "faults": "The released code picks its epoch on the test images: worth {kvasir:.2f} to"
-    " {clinic:.2f} per image by the paper's recipe (one seed on a side, so no verdict), nothing by ours. A random"
+    " {clinic:.2f} per image by the paper's recipe (one seed or two on a side, so no verdict), nothing by ours. A random"
     " split of CVC-ClinicDB puts frames of all 29 videos on both sides: {by_frame:.3f} per image,"
     " against {by_video:.3f} with whole videos held out; on the {frames} frames of {videos} videos"
     " that both test it falls by {difference:.2f} ({low:.2f} to {high:.2f}), three seeds each. The maps of the *group-shuffle attention* are the same for every image.",

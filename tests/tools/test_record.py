@@ -229,7 +229,7 @@ def test_what_the_front_page_says_of_the_rest_is_true_of_the_record():
     strong = choices[choices["a"].str.startswith("strong")]
     assert len(strong) == 2
     assert (strong["difference"].abs() < 0.005).all()  # nothing
-    assert set(choices["seeds"]) == {1}  # one seed on a side
+    assert set(choices["seeds"]) == {1, 2}  # one seed or two on a side
     fps = 1000 / benchmark_figures.recorded_machines()["median, ms"].loc["float32"]
     assert (fps.loc[["OpenVINO", "own kernels"]] > 30).all(axis=None)  # with the right engine
     assert (fps.loc["plain PyTorch"] < 30).any()
