@@ -600,12 +600,6 @@ def _format_warning(
     return f"note: {message}\n" if category is UserWarning else _usual(message, category, *place, **more)  # fmt: skip
 
 
-def _flushed(status: int) -> int:
-    """Return the status, once all that was printed is out: a closed pipe is told here, not at exit."""
-    sys.stdout.flush()
-    return status
-
-
 def main(words: list[str] | None = None) -> int:
     """Do one command; bad input gives one line on standard error and exit status 2."""
     args = _parser().parse_args(words)
@@ -613,7 +607,9 @@ def main(words: list[str] | None = None) -> int:
     if "data" in args:
         os.environ["ULTRASEG_DATA"] = str(args.data)
     try:
-        return _flushed(args.command(args))
+        status = args.command(args)
+        sys.stdout.flush()  # a closed pipe is told here, not at exit
+        return status
     except BrokenPipeError:  # head and less close it when they have read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

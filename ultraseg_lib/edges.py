@@ -29,13 +29,13 @@ def boundary_target(mask: Mask, method: str = "canny") -> NDArray[np.uint8]:
     """Draw the boundary band of one mask.
 
     `"canny"` is the paper's target (section 3.1): Canny on the 0/255 mask draws a line one pixel
-    wide, and a 5×5 ellipse widens it to five; the thresholds, 30 and 90, are the released code's. Of the two pixels at a straight edge
-    Canny takes the left or upper one, so the band lies half a pixel off the edge.
-    `"thin"` widens the same line to two, the pixels on either side of the edge: about what is left
-    at 256 px of the released code's band, which it draws on the mask of a camera's size.
-    `"morphological"` is dilation minus erosion with the same ellipse: two pixels on either side
-    of the edge, four wide and centred. None draws a line where the image frame cuts a polyp:
-    the polyp does not end there.
+    wide, and a 5×5 ellipse widens it to five; the thresholds, 30 and 90, are the released code's.
+    Of the two pixels at a straight edge Canny takes the left or upper one, so the band lies half a
+    pixel off the edge. `"thin"` widens the same line to two, the pixels on either side of the edge:
+    about what is left at 256 px of the released code's band, which it draws on the mask of a
+    camera's size. `"morphological"` is dilation minus erosion with the same ellipse: two pixels on
+    either side of the edge, four wide and centred. None draws a line where the image frame cuts a
+    polyp: the polyp does not end there.
 
     Args:
         mask: (H, W), bool, or uint8 that holds only 0 and 255.

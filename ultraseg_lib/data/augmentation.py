@@ -60,7 +60,6 @@ AUGMENTATIONS = {
     # Smaller images hold smaller polyps, and cost less: multi-scale training, usual in the field.
     "multiscale": replace(STRONG, sides=(0.5, 0.75, 1.0)),
 }
-U8 = np.dtype(np.uint8)
 SIDE_STEP = 32  # px; every model takes sides that are multiples of it
 
 
@@ -151,7 +150,8 @@ def augment(
     """
     setting = find_augmentation(name)
     square = images.ndim == 4 and images.shape[1:] == (images.shape[1], images.shape[1], 3)
-    if not square or masks.shape != images.shape[:3] or {images.dtype, masks.dtype} != {U8}:
+    whole = images.dtype == masks.dtype == np.uint8
+    if not square or not whole or masks.shape != images.shape[:3]:
         raise ValueError(
             f"found images of {images.dtype} {images.shape} and masks of {masks.dtype} {masks.shape};"
             " give uint8 (B, S, S, 3) and (B, S, S)"

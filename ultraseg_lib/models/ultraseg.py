@@ -113,9 +113,10 @@ class UltraSeg(nn.Module):
     """UltraSeg (section 3.1, Fig. 1): image (N, 3, H, W) float in [0, 1] to `Prediction`.
 
     H and W are multiples of 16. `channels`: widths of the four levels and, if there is a fifth, of
-    the 3x3 bottleneck, multiples of 4. `edb`: "released", "as_written" (see `EnhancedDilatedBlock`), or "none" for
-    LB-UNet's block in their place. `edb_weight`, `fusion`: "learned" or "fixed". `agf`, `ssa`: with
-    or without. Raises ValueError for another word or width.
+    the 3x3 bottleneck, multiples of 4. `edb`: "released", "as_written" (see
+    `EnhancedDilatedBlock`), or "none" for LB-UNet's block in their place. `edb_weight`, `fusion`:
+    "learned" or "fixed". `agf`, `ssa`: with or without. Raises ValueError for another word or
+    width.
     """
 
     stride = 16
