@@ -143,7 +143,7 @@ ANSWERS = {
     " printed}): three seeds each, more than luck. The other six of these eight comparisons lie"
     " between {low} and {high} and are undecided. Nearest to a verdict is 130K with our recipe on"
     " Kvasir-SEG, {130K kvasir_seg harder} (printed: {130K kvasir_seg printed}): ahead if it were"
-    " the only comparison made, not among {compared}. 130K is nowhere shown to be ahead of 108K.",
+    " the only comparison made, not as one of {compared}. 130K is nowhere shown to be ahead of 108K.",
     "parts": "Step by step on Kvasir-SEG by the paper's recipe: {steps[0]}; {steps[1]} (ST:"
     " LB-UNet, tuned); {steps[2]}; {steps[3]}. Only the last has three seeds of both, and it is"
     " undecided.",
