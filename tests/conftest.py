@@ -13,6 +13,7 @@ import pytest
 import torch
 from jupyter_client.connect import LocalPortCache
 
+from ultraseg_lib import engines
 from ultraseg_lib.grid import CHOSEN
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -45,9 +46,13 @@ OwnPorts.instance()  # what jupyter_client asks from here on
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Run torch on one thread, so that sums are made in one order."""
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run torch on one thread, so that sums are made in one order, and every run of a study too.
+
+    Two threads wait for each other where other programs run, as the other half of the tests.
+    """
     torch.set_num_threads(1)
+    monkeypatch.setattr(engines, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(autouse=True)

@@ -374,3 +374,11 @@ def test_where_masks_are_empty_or_full_we_agree_with_monai_or_say_why_not(pred, 
     np.testing.assert_array_equal(np.isnan(theirs), stated)
     agree = ~np.array(stated)
     np.testing.assert_allclose(np.array(ours)[agree], np.array(theirs)[agree], atol=1e-4)
+
+
+def test_lists_of_masks_are_told_how_they_are_scored():
+    mask = np.ones((4, 4), bool)
+    with pytest.raises(
+        ValueError, match=r"found list; expected numpy arrays of bool\. .* one by one"
+    ):
+        score_images([mask], [mask])

@@ -17,8 +17,11 @@ from conftest import write_pair
 from ultraseg_lib import engines, metrics, study
 from ultraseg_lib.data import DataError
 from ultraseg_lib.data.splits import EXTERNAL, MIXED
+from ultraseg_lib.models import MODELS
 from ultraseg_lib.paths import PROFILES
 from ultraseg_lib.report import ablation, tables
+from ultraseg_lib.training import RECIPES
+from ultraseg_lib.variants import network_hash
 
 
 def tiny_plan(**changes) -> study.Profile:
@@ -209,8 +212,53 @@ def test_a_variant_that_changes_nothing_of_its_recipe_is_refused():
         study.plan_runs(tiny_plan())[0], recipe="paper", model="ultraseg_130k+no_early_stopping"
     )
     assert run.training_recipe.patience is None
-    with pytest.raises(ValueError, match="recipe strong is as this variant would have it"):
+    with pytest.raises(ValueError, match="changes nothing of recipe strong for this model"):
         replace(run, recipe="strong")
+
+
+@pytest.mark.parametrize("model", ["unet_tiny+no_region_loss", "egeunet+morphological_edges"])
+def test_a_variant_of_maps_that_a_model_lacks_is_refused(model):
+    run = study.plan_runs(tiny_plan())[0]
+    with pytest.raises(ValueError, match="changes nothing of recipe strong for this model"):
+        replace(run, model=model)
+    replace(run, model="egeunet+no_region_loss")  # it has these
+    replace(run, model="unet_tiny+as_released", recipe="paper")  # more than maps
+
+
+def test_a_name_with_a_hyphen_is_refused_before_it_is_trained(monkeypatch):
+    monkeypatch.setitem(RECIPES, "my-fast", RECIPES["strong"])
+    with pytest.raises(ValueError, match="recipe: 'my-fast' holds a hyphen"):
+        study.load_profile("demo", recipes=["my-fast"])
+
+
+def test_a_tested_dataset_has_a_name(own_data):
+    own_data(3)
+    study.load_profile("lite", tested=["my_clinic", "etis_larib"])  # the second may not be here
+    with pytest.raises(
+        ValueError, match=r"profile lite, tested: dataset: unknown 'my_clinik'.*my_clinic"
+    ):
+        study.load_profile("lite", tested=["my_clinik"])
+
+
+def test_an_edited_network_does_not_keep_its_old_scores(outputs, monkeypatch):
+    plan = tiny_plan()
+    run = study.plan_runs(plan)[0]
+    study.run_once(run, plan)
+    found = study.read_config(run)["inputs"]["network"]
+    monkeypatch.setattr(study, "network_hash", lambda name: "other")
+    with pytest.raises(ValueError, match=f"made from network {found}, the run now has other"):
+        study.run_once(run, plan)
+
+
+def test_the_hash_of_a_network_sees_its_width_and_its_variants(monkeypatch):
+    found = {name: network_hash(name) for name in ("ultraseg_130k", "ultraseg_108k", "unet_tiny")}
+    assert len(set(found.values())) == 3
+    assert network_hash("ultraseg_130k+no_boundary_loss") == found["ultraseg_130k"]
+    wider = replace(MODELS["unet_tiny"], options={"channels": (8, 16, 32, 64, 136)})
+    monkeypatch.setitem(MODELS, "unet_tiny", wider)
+    network_hash.cache_clear()
+    assert network_hash("unet_tiny") != found["unet_tiny"]
+    network_hash.cache_clear()
 
 
 @pytest.fixture

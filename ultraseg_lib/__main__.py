@@ -1,4 +1,4 @@
-"""The command line: ``python -m ultraseg_lib check | data | study | run | bench | predict | …``."""
+"""The command line: ``python -m ultraseg_lib check | data | study | run | bench | predict | evaluate | …``."""
 
 import argparse
 import errno
@@ -490,6 +490,54 @@ def command_predict(args: argparse.Namespace) -> int:
     return 130 if outcome.stopped and not is_live else int(bool(outcome.bad))
 
 
+def _point_to(dataset: str) -> str:
+    """Return a dataset's name; where its folder is given, make that the data folder first."""
+    from ultraseg_lib.data import look_for_datasets
+
+    if not Path(dataset).is_dir():
+        return dataset
+    os.environ["ULTRASEG_DATA"] = str(Path(dataset).resolve())
+    found = list(look_for_datasets(Path(dataset).resolve()))
+    if len(found) != 1:
+        several = f"found several: {', '.join(found)}; name one of them, with --data"
+        told = several if found else f"found none; {OWN_DATA}"
+        raise ValueError(f"{dataset}: want the folder of one dataset; {told}")
+    return found[0]
+
+
+def command_evaluate(args: argparse.Namespace) -> int:
+    """Score trained weights on a dataset that is here, with intervals; nothing is trained."""
+    from ultraseg_lib import evaluation
+    from ultraseg_lib.data import dataset_title
+    from ultraseg_lib.paths import outputs_dir
+    from ultraseg_lib.variants import find_variant
+    from ultraseg_lib.weights import find_weights
+
+    find_variant(args.model)  # raises for an unknown name
+    weights, dataset = find_weights(args.model, args.weights), _point_to(args.dataset)
+    folder = args.output or outputs_dir("evaluated") / f"{args.model}-{dataset}"
+    evaluation.check_folder(folder, args.force)
+    print(f"{args.model} from {weights} on {dataset_title(dataset)}", flush=True)
+    found = evaluation.evaluate(args.model, weights, dataset)
+    evaluation.write(found, args.model, weights, dataset, folder)
+    print(f"{found.note}\n{evaluation.readable(found.summary)}\nresults in {folder}")
+    return 0
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=_name, help="its name, as `data` lists it, or its folder")
+    parser.add_argument("--model", default="ultraseg_130k", help="default: ultraseg_130k")
+    parser.add_argument(
+        "--weights", metavar="FILE|NAME",
+        help="a .safetensors file, or the data set of a reference run (default: mixed if there)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR",
+        help="gets scores.csv, summary.csv, config.json (default: outputs/evaluated/MODEL-DATASET)",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace an earlier evaluation in DIR")
+
+
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="image, folder of images, video, or camera:0")
     parser.add_argument(
@@ -567,7 +615,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_grid(each)
     bench = add("bench", command_bench)
     _add_bench(bench)
-    for each in (check, data, study, run, bench):
+    evaluate = add("evaluate", command_evaluate)
+    _add_evaluate(evaluate)
+    for each in (check, data, study, run, bench, evaluate):
         _add_data_folder(each)
     _add_export(add("export", command_export))
     _add_predict(add("predict", command_predict))

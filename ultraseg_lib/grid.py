@@ -19,7 +19,7 @@ from ultraseg_lib.choices import check_choice
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, schemes
 from ultraseg_lib.paths import PROFILES, data_dir, outputs_dir
 from ultraseg_lib.training import RECIPES, Recipe
-from ultraseg_lib.variants import find_variant
+from ultraseg_lib.variants import find_variant, supervised_maps
 
 PROTOCOLS = ("clean", "released")  # who picks the epoch: the validation part, or the test part
 GRIDS = ("main", "ablation", "distillation", "external")  # Tables 3, 5, 7 and 6
@@ -60,8 +60,9 @@ class Run:
     ``model`` may name a variant, as in ``ultraseg_130k+fusion_fixed``. ``dataset`` may name a
     selection: a committed split (``cvc_clinicdb@sequence``), a share of the training images
     (``mixed@p25``) or a center (``polypgen@center_C3``). Raises ValueError, with the valid names,
-    for an unknown model, recipe or protocol, and for a variant that changes nothing of the recipe;
-    `check_datasets` looks at the dataset.
+    for an unknown model, recipe or protocol, for a name with a hyphen, and for a variant that
+    changes nothing: the recipe is so already, or the model lacks the maps. `check_datasets` looks
+    at the dataset.
     """
 
     profile: str
@@ -85,11 +86,16 @@ class Run:
                 f"{self.dataset}: protocol released trains on the validation part as well, which no"
                 " share thins; give --protocol clean"
             )
-        unchanged = self.training_recipe == RECIPES[self.recipe]
-        if variant.recipe and unchanged:
+        for axis in ("model", "recipe", "protocol"):
+            if "-" in getattr(self, axis):
+                raise ValueError(
+                    f"{axis}: {getattr(self, axis)!r} holds a hyphen, which parts the names of a run;"
+                    " give it an underscore"
+                )
+        if variant.recipe and not _effects(self.model, self.recipe):
             raise ValueError(
-                f"{self.model}: recipe {self.recipe} is as this variant would have it; take the plain"
-                " model, or another recipe"
+                f"{self.model}: this variant changes nothing of recipe {self.recipe} for this model;"
+                " take the plain model, or another recipe"
             )
 
     @property
@@ -112,6 +118,18 @@ class Run:
     def training_recipe(self) -> Recipe:
         """Return the recipe with the changes of the model's variant."""
         return replace(RECIPES[self.recipe], **find_variant(self.model)[1].recipe)
+
+
+def _effects(model: str, recipe: str) -> set[str]:
+    """Return the fields of the recipe that a variant changes, less those that its model has no maps for."""
+    changes = find_variant(model)[1].recipe
+    changed = {key for key, value in changes.items() if getattr(RECIPES[recipe], key) != value}
+    if changed - {"region_weight", "boundary_weight", "edges", "double_sigmoid"}:
+        return changed
+    regions, boundaries = supervised_maps(model) if changed else (False, False)
+    idle = {"region_weight"} if not regions else set()
+    idle |= {"boundary_weight", "edges"} if not boundaries else set()
+    return changed - idle - ({"double_sigmoid"} if not (regions or boundaries) else set())
 
 
 def parse_run_id(profile: str, run_id: str) -> Run:
@@ -194,6 +212,10 @@ def load_profile(name: str, **overrides: Any) -> Profile:
         raise ValueError(f"seeds: found {min(profile.seeds)}; give 0 or more")
     for grid in ("main", *grids):
         plan_runs(profile, grid)  # raises for unknown names
+    for dataset in profile.tested:
+        if dataset not in data.catalog():
+            known = (*data.catalog(), *sorted(datasets_there()))
+            check_choice(f"profile {name}, tested: dataset", dataset, known)
     return profile
 
 

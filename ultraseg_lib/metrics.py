@@ -325,6 +325,12 @@ def _check_one(mask: BoolArray) -> None:
 
 
 def _check(pred: BoolArray, mask: BoolArray) -> None:
+    kinds = {type(each).__name__ for each in (pred, mask) if not isinstance(each, np.ndarray)}
+    if kinds:
+        raise ValueError(
+            f"found {', '.join(sorted(kinds))}; expected numpy arrays of bool. Masks of several sizes"
+            " are scored one by one, each as (1, H, W)."
+        )
     if pred.dtype != bool or mask.dtype != bool:
         raise ValueError(
             f"pred is {pred.dtype} and mask is {mask.dtype}; expected numpy arrays of bool: "

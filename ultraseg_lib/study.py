@@ -50,7 +50,7 @@ from ultraseg_lib.grid import profile_names as profile_names
 from ultraseg_lib.paths import data_dir, outputs_dir, whole_file, write_json
 from ultraseg_lib.provenance import now, provenance
 from ultraseg_lib.training import Trainer, check_same_inputs, pick_device, predict_probs
-from ultraseg_lib.variants import build_model, find_variant
+from ultraseg_lib.variants import build_model, find_variant, network_hash
 
 SCORE_COLUMNS = (
     "run_id", "test_set", "image_id", "center", "modality", "area", "n_polyps", "dice", "iou",
@@ -268,6 +268,7 @@ def inputs_of(run: Run, profile: Profile) -> dict[str, Any]:
         "split": split_of(run.dataset),
         "recipe": dataclasses.asdict(run.training_recipe),
         "variant": dict(find_variant(run.model)[1].model),
+        "network": network_hash(run.model),
     }
     teachers = [teacher.run_id for teacher in teachers_of(run, profile)]
     return inputs | ({"teacher": teachers[0]} if teachers else {})

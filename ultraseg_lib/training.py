@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ultraseg_lib.choices import check_choice
+from ultraseg_lib.data.augmentation import AUGMENTATIONS
 from ultraseg_lib.data.device import DeviceFrames
 from ultraseg_lib.data.loading import Batch, Frames, ahead, to_tensor, training_batches
 from ultraseg_lib.distillation import Distillation
-from ultraseg_lib.losses import deep_supervision_loss
+from ultraseg_lib.edges import METHODS
+from ultraseg_lib.losses import LOSS_FORMS, deep_supervision_loss
 from ultraseg_lib.metrics import batch_pooled_dice, dice_score
 from ultraseg_lib.models import Prediction
 from ultraseg_lib.models.operators import use_fast_operators
@@ -44,8 +46,7 @@ class Recipe:
     that is scored (see ``running_mean``). ``picked_by``: the column of the history by which the
     epoch is picked and patience lost (see ``validation_dice``). From ``boundary_weight`` on: what a
     variant of a model changes (see ``variants``); ``edges`` makes the boundary targets, the two
-    weights scale the two kinds of supervised maps in Eq. 5. Raises ValueError for an unknown
-    ``optimizer``, ``schedule`` or ``picked_by``.
+    weights scale the two kinds of supervised maps in Eq. 5. Raises ValueError for an unknown name.
     """
 
     optimizer: str
@@ -70,6 +71,9 @@ class Recipe:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, ("cosine", "one_cycle"))
         check_choice("picked_by", self.picked_by, ("val_dice", "val_dice_per_batch"))
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        check_choice("loss form", self.loss_form, LOSS_FORMS)
+        check_choice("edges", self.edges, METHODS)
 
 
 RECIPES = {

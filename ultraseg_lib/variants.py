@@ -3,12 +3,15 @@
 ``ultraseg_130k+fusion_fixed`` names a variant of a model wherever a run's model is named.
 """
 
+import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ultraseg_lib.choices import check_choice
@@ -83,6 +86,24 @@ def build_model(name: str, weights: str | Path | None = None) -> nn.Module:
     model, variant = find_variant(name)
     path = None if weights is None else find_weights(name, weights)
     return create_model(model, weights=path, **variant.model)
+
+
+@cache
+def network_hash(name: str) -> str:
+    """Return twelve hexadecimal digits that change with the name or shape of any weight of a model."""
+    with torch.random.fork_rng(devices=[]):
+        state = build_model(name).state_dict()
+    shapes = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
+    return hashlib.sha256(shapes.encode()).hexdigest()[:12]
+
+
+@cache
+def supervised_maps(name: str) -> tuple[bool, bool]:
+    """Return whether a model has region maps, and whether it has boundary maps (section 3.4)."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        image = torch.zeros(1, 3, 64, 64)
+        prediction = build_model(name).eval()(image, deep_supervision=True)
+    return bool(prediction.regions), bool(prediction.boundaries)
 
 
 def model_title(name: str) -> str:

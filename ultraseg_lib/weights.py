@@ -3,8 +3,10 @@
 import csv
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from ultraseg_lib.choices import did_you_mean
+from ultraseg_lib.data.layouts import split_share
 from ultraseg_lib.paths import ROOT
 
 RUNS = ROOT / "outputs" / "reference" / "runs"
@@ -51,6 +53,25 @@ def find_weights(model: str, weights: str | Path | None = None) -> Path:
             f" give a .safetensors file or one of: {', '.join(shipped)}{hint}"
         )
     return shipped[str(weights)]
+
+
+class Training(NamedTuple):
+    """What weights were trained on: the name (as in `grid.Run`), and the datasets in it."""
+
+    name: str
+    datasets: frozenset[str]
+
+
+def trained_on(weights: Path) -> Training | None:
+    """Return what the run of a weights file was trained on; None where no run's files lie beside it."""
+    try:
+        config = json.loads(weights.with_name("config.json").read_text(encoding="utf-8"))
+        name, _ = split_share(config["dataset"])
+        if name != "mixed":
+            return Training(name, frozenset({name.partition("@")[0]}))
+        return Training(name, frozenset(k for k, v in config["inputs"]["split"].items() if v))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
+        return None
 
 
 def trained_size(weights: Path) -> int:

@@ -371,3 +371,45 @@ def test_real_masks_are_noisy_or_coloured_and_become_binary(real_data):
         binary, was_grey = read_mask(mask)
         assert was_grey
         assert set(np.unique(binary)) == {0, 255}
+
+
+# --- What a table tells of one's own images ---------------------------------------------------
+
+
+def own_clinic(root: Path, table: str, names: tuple[str, ...] = ("a", "b")) -> Path:
+    """Write a dataset of one's own with its ``table.csv``; return the table's path."""
+    for name in names:
+        write_pair(root / f"My Clinic/images/{name}.png", root / f"My Clinic/masks/{name}.png")
+    (root / "My Clinic/table.csv").write_text(table, encoding="utf-8")
+    return root / "My Clinic/table.csv"
+
+
+def test_a_table_tells_center_modality_and_sequence(tmp_path):
+    own_clinic(tmp_path, "sequence,image_id,center,note\nv2,b, north ,x\nv1,a,,y\nv9,more,,\n")
+    table = find_dataset("my_clinic", tmp_path).table
+    told = table[["image_id", "center", "modality", "sequence"]].to_numpy().tolist()
+    assert told == [["a", "", "", "v1"], ["b", "north", "", "v2"]]
+
+
+def test_an_edited_table_is_read_anew(tmp_path):
+    path = own_clinic(tmp_path, "image_id,center\na,x\nb,x\n")
+    assert find_dataset("my_clinic", tmp_path).table["center"].tolist() == ["x", "x"]
+    path.write_text("image_id,center\na,x\nb,y\n")
+    os.utime(path, (1, 1))
+    assert find_dataset("my_clinic", tmp_path).table["center"].tolist() == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("name,center\na,x\n", "has the columns name, center; want image_id"),
+        ("image_id,centre\na,x\n", "has the columns image_id, centre; want image_id"),
+        ("image_id,center\na,x\n", "does not name 1 images .for example b."),
+        ("image_id,center\na,x\nb,x\nb,y\n", "names more than once 1 images .for example b."),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_table_that_cannot_be_right_is_told(tmp_path, table, told):
+    own_clinic(tmp_path, table)
+    with pytest.raises(DataError, match=rf"table.csv: {told}"):
+        find_dataset("my_clinic", tmp_path)

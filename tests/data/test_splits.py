@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ultraseg_lib.data import DataError, Frames, find_datasets
+from ultraseg_lib.data import DataError, Frames, add_split, find_datasets
 from ultraseg_lib.data.audit import PAIR_COLUMNS, cut_sequences
 from ultraseg_lib.data.splits import (
     VAL_SHARE,
     _first_share,
-    add_split,
     keep_share,
     make_grouped_split,
     make_split,
@@ -148,6 +147,20 @@ def test_a_grouped_split_depends_on_names_and_seed_alone():
     shuffled = table.sample(frac=1, random_state=1)
     assert make_grouped_split(table).sort_index().equals(make_grouped_split(shuffled).sort_index())
     assert not make_grouped_split(table).equals(make_grouped_split(table, seed=1))
+
+
+def test_where_no_sequence_is_small_enough_the_first_of_the_smallest_is_taken():
+    parts = make_grouped_split(clips([4] * 7 + [3]))
+    assert parts.value_counts().to_dict() == {"train": 24, "test": 4, "val": 3}
+
+
+def test_a_drawn_split_cuts_no_sequence_that_is_told():
+    table = clips([1] * 10 + [5] * 8).assign(center="", modality="")
+    table.loc[:9, "sequence"] = ""  # ten images each by itself
+    drawn = add_split(table, "clips")
+    assert (drawn.groupby("sequence")["part"].nunique().drop("") == 1).all()
+    assert set(drawn.loc[:9, "part"]) >= {"train"}
+    assert drawn["part"].value_counts()["test"] == 10
 
 
 @pytest.mark.parametrize("untold", ["", np.nan, None])

@@ -6,6 +6,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from ultraseg_lib.models import MODELS, create_model
 from ultraseg_lib.models.complexity import (
@@ -99,6 +100,21 @@ def test_convention_equals_thop(name: str) -> None:
     image = torch.zeros(1, 3, 64, 64)
     flops, parameters = thop.profile(model, inputs=(image,), verbose=False)
     assert count_as_paper(create_model(name, out_channels), size=64) == (parameters, flops)
+
+
+def test_linear_layers_count_as_thop_counts_them() -> None:
+    thop = pytest.importorskip("thop", reason="thop is an optional oracle")
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mix = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.mix(self.conv(image).movedim(1, -1))
+
+    flops, parameters = thop.profile(Mixer(), inputs=(torch.zeros(1, 3, 64, 64),), verbose=False)
+    assert count_as_paper(Mixer(), size=64) == (parameters, flops)
 
 
 def test_macs_are_those_of_the_convolutions() -> None:

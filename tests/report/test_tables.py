@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_pair
 from ledgers import HIGH, LOW, own, rows
 
 from ultraseg_lib import study
@@ -31,6 +32,14 @@ def test_only_whole_sets_and_whole_models_stand_in_the_main_table():
         ("lbunet", "cvc_clinicdb@sequence"),
     }
     assert table["dice"].tolist() == pytest.approx([0.4, 0.4])
+
+
+def test_intervals_draw_the_videos_that_ones_own_table_tells(tmp_path, monkeypatch):
+    for name in "ab":
+        write_pair(tmp_path / f"clinic/images/{name}.png", tmp_path / f"clinic/masks/{name}.png")
+    (tmp_path / "clinic/table.csv").write_text("image_id,sequence\na,v1\nb,\n")
+    monkeypatch.setenv("ULTRASEG_DATA", str(tmp_path))
+    assert tables.videos([("clinic", "a"), ("clinic", "b")]) == ["clinic video v1", "clinic b"]
 
 
 def test_intervals_draw_whole_videos_where_they_are_told():

@@ -1,6 +1,7 @@
 """Datasets: ``load_dataset(name, ...)`` goes from a name to frames with their split."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -49,6 +50,16 @@ def load_generated(name: str, size: int, count: int, seed: int) -> Frames:
         if not (folder / "table.csv").exists():
             synthetic.write_dataset(folder, count, size, seed, center)
     return load_frames(add_split(read_table(folder / "table.csv", name), name), size)
+
+
+def told_sequences(name: str) -> Mapping[str, str]:
+    """Return the video of each frame of a dataset, by image_id, where a list of it or its own table tells."""
+    if name in catalog() or not data_dir().is_dir():
+        return sequences(name)
+    own = look_for_datasets(data_dir()).get(name)
+    return (
+        {} if own is None else dict(zip(own.table["image_id"], own.table["sequence"], strict=True))
+    )
 
 
 def load_dataset(name: str, size: int, scheme: str = "random") -> Frames:

@@ -2,7 +2,8 @@
 
 Columns: dataset, image_id, image, mask, center, modality, sequence. ``image`` and ``mask`` are
 paths; ``center``, ``modality`` and ``sequence`` are text, empty where a dataset does not tell. How
-each dataset's folders look stands in ``catalog.yaml``.
+each dataset's folders look stands in ``catalog.yaml``; one of the user's own may tell the three in
+a ``table.csv`` beside its folders.
 """
 
 import filecmp
@@ -27,6 +28,8 @@ from ultraseg_lib.paths import ROOT, is_utf8
 COLUMNS = ("dataset", "image_id", "image", "mask", "center", "modality", "sequence")
 SEQUENCES = ROOT / "data" / "sequences"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+TOLD = ("center", "modality", "sequence")
+TABLE = "table.csv"
 MAX_DEPTH = 5
 PLAIN_TREES = [  # a dataset of the user's own
     {"images": "image|images", "masks": "mask|masks", "mask_name": "{stem}|{stem}_mask"}
@@ -246,6 +249,34 @@ def _complete(tree: _Tree, others: list[_Tree]) -> list[_Tree]:
     return used
 
 
+def _tell(tree: _Tree) -> None:
+    """Add what the ``table.csv`` of a dataset of one's own tells of its images; note what is wrong in it."""
+    path = tree.folder / TABLE
+    if not path.is_file():
+        return
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:  # not text, no table, not readable
+        tree.problems.append(f"{path}: cannot be read ({error}); mend or remove it")
+        return
+    columns = [column for column in TOLD if column in table]
+    if "image_id" not in table or not columns:
+        tree.problems.append(
+            f"{path}: has the columns {', '.join(table)}; want image_id (the image's name without its"
+            f" ending) and any of {', '.join(TOLD)}, or another name for this file"
+        )
+        return
+    table.index = [unicodedata.normalize("NFC", name) for name in table.pop("image_id")]
+    untold = [row["image_id"] for row in tree.rows if row["image_id"] not in table.index]
+    twice = table.index[table.index.duplicated()]
+    for names, fault in ((untold, "does not name"), (twice, "names more than once")):
+        if len(names):
+            tree.problems.append(f"{path}: {fault} {len(names)} images (for example {names[0]})")
+            return
+    for row in tree.rows:
+        row |= table.loc[row["image_id"], columns].str.strip()
+
+
 @cache
 def sequences(name: str) -> Mapping[str, str]:
     """Return the video of each frame of a dataset, by image_id; empty where no list is committed."""
@@ -261,8 +292,8 @@ def _table(name: str, rows: list[dict[str, str]], entry: dict[str, Any]) -> pd.D
     table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(dataset=name)
     if "modality" in entry:
         table["modality"] = entry["modality"]
-    told = sequences(name)
-    table["sequence"] = [told.get(image_id, "") for image_id in table["image_id"]]
+    listed = sequences(name)
+    table["sequence"] = [row.get("sequence", listed.get(row["image_id"], "")) for row in rows]
     return table.sort_values("image_id", ignore_index=True)
 
 
@@ -307,6 +338,7 @@ def _own(name: str, trees: list[_Tree]) -> FoundDataset | None:
     trees = sorted(trees, key=lambda tree: -len(tree.rows))
     best = trees[0]
     if best.rows:
+        _tell(best)
         found = _choose(name, trees, {})
         others = [tree for tree in trees[1:] if tree.rows and not _is_copy(tree, best)]
         different = [
@@ -374,13 +406,21 @@ def look_for_datasets(root: Path) -> dict[str, FoundDataset]:
         raise FileNotFoundError(
             f"data folder {root} not found; pass --data DIR or set ULTRASEG_DATA"
         )
-    times = tuple((parent, os.stat(parent).st_mtime_ns) for parent, _ in _walk(root))
+    times = tuple((parent, _changed(parent)) for parent, _ in _walk(root))
     found = _look_for_all(root, times)
     return {name: replace(each, table=each.table.copy()) for name, each in found.items()}
 
 
+def _changed(folder: str) -> tuple[int, int]:
+    """Return when a folder changed, and when the table in it did (0: none)."""
+    table = Path(folder, TABLE)
+    return os.stat(folder).st_mtime_ns, table.stat().st_mtime_ns if table.is_file() else 0
+
+
 @lru_cache(maxsize=4)
-def _look_for_all(root: Path, _times: tuple[tuple[str, int], ...]) -> dict[str, FoundDataset]:
+def _look_for_all(
+    root: Path, _times: tuple[tuple[str, tuple[int, int]], ...]
+) -> dict[str, FoundDataset]:
     """Look for every dataset; ``_times``: when each folder changed, of which the answer is true."""
     folders = _folders(root)
     found = {name: _look_for(name, folders) for name in catalog()}

@@ -49,8 +49,11 @@ def make_split(table: pd.DataFrame, seed: int = 0) -> pd.Series:
 
 
 def _first_groups(sizes: pd.Series, share: float, seed: int) -> list[str]:
-    """Return groups, drawn by rank, each taken if it still fits into ``share`` of all images."""
-    room, taken = round(share * sizes.sum()), []
+    """Return groups, drawn by rank, each taken if it still fits into ``share`` of all images.
+
+    Where none does, the first of the smallest.
+    """
+    room, taken = max(round(share * sizes.sum()), sizes.min()), []
     for name in sorted(sizes.index, key=lambda group: _rank(str(group), seed)):
         if sizes[name] <= room:
             taken.append(name)
@@ -125,13 +128,13 @@ def committed_hash(dataset: str, scheme: str = "random") -> str | None:
 def add_split(table: pd.DataFrame, dataset: str, scheme: str = "random") -> pd.DataFrame:
     """Return ``table`` with a ``part`` column from the committed split, or a drawn one where none is.
 
-    Raises DataError when the committed split names other images than the folder holds, and for a
+    Where none is and the table tells sequences, these are drawn whole. Raises DataError when the committed split names other images than the folder holds, and for a
     scheme other than "random" of which no split is committed.
     """
     path = split_path(dataset, scheme)
     if scheme != "random" and not path.exists():
         raise DataError(f"{dataset}: no split {scheme!r}; there are {', '.join(schemes(dataset))}")
-    parts = read_split(path) if path.exists() else make_split(table)
+    parts = read_split(path) if path.exists() else _draw(table)
     ids = set(table["image_id"])
     absent, unknown = sorted(set(parts.index) - ids), sorted(ids - set(parts.index))
     if absent or unknown:
@@ -141,6 +144,16 @@ def add_split(table: pd.DataFrame, dataset: str, scheme: str = "random") -> pd.D
             f" folder's are not in it (for example {example}); complete the dataset and try again"
         )
     return table.assign(part=table["image_id"].map(parts))
+
+
+def _draw(table: pd.DataFrame) -> pd.Series:
+    """Draw a split: by whole sequences where any are told, an image without one by itself."""
+    told = table["sequence"] != ""
+    if not told.any():
+        return make_split(table)
+    return make_grouped_split(
+        table.assign(sequence=table["sequence"].where(told, table["image_id"]))
+    )
 
 
 def _keys(table: pd.DataFrame) -> list[tuple[str, str]]:

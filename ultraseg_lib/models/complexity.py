@@ -22,7 +22,8 @@ from . import MODELS, create_model, find_model
 
 SIZE = 256  # every count is of one image of 256 x 256, as in Table 1
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
-COUNTED = (*CONVOLUTIONS, nn.BatchNorm2d, nn.Softmax, nn.AvgPool2d)  # by thop, of what is here
+# By `thop`, of what is here, and linear layers, which another model may have.
+COUNTED = (*CONVOLUTIONS, nn.Linear, nn.BatchNorm2d, nn.Softmax, nn.AvgPool2d)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -68,6 +69,8 @@ def _operations_as_paper(module: nn.Module, feature: Tensor, output: Tensor) -> 
     if isinstance(module, CONVOLUTIONS):  # a transposed one comes out stride**2 times too large
         kernel_area = module.weight[0, 0].numel()
         return output.numel() * module.in_channels // module.groups * kernel_area
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
     if isinstance(module, nn.BatchNorm2d):  # subtract, divide, multiply, add
         return 4 * feature.numel()
     if isinstance(module, nn.Softmax):  # n exponentials, n - 1 additions, n divisions

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from ultraseg_lib.data import catalog, dataset_title, sequences
+from ultraseg_lib.data import catalog, dataset_title, told_sequences
 from ultraseg_lib.paths import PAPER, outputs_dir, whole_file
 from ultraseg_lib.statistics import bootstrap_interval, holm, paired_test
 from ultraseg_lib.variants import model_title
@@ -63,8 +63,8 @@ def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
 
 def own_scores(ledger: pd.DataFrame) -> pd.DataFrame:
     """Return the ledger's rows of each run's own test set; runs on a center or a share are left out."""
-    part = ledger["dataset"].astype(str).str.contains(r"@(?:center_|p\d)").astype(bool)
-    return ledger[(ledger["test_set"] == ledger["dataset"]) & ~part]
+    own = ledger[ledger["test_set"] == ledger["dataset"]]
+    return own[~own["dataset"].astype(str).str.contains(r"@(?:center_|p\d)").astype(bool)]
 
 
 def whole_models(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -112,7 +112,8 @@ def videos(images: Iterable[tuple[str, str]]) -> list[str] | None:
     An image of which no video is told is alone; None where that is true of all.
     """
     images = [(name.partition("@")[0], image_id) for name, image_id in images]
-    told = [sequences(name).get(image_id) for name, image_id in images]
+    lists = {name: told_sequences(name) for name in {name for name, _ in images}}
+    told = [lists[name].get(image_id) for name, image_id in images]
     if not any(told):
         return None
     return [
