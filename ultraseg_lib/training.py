@@ -127,6 +127,9 @@ def batch_loss(
     image = batch.image.contiguous(memory_format=torch.channels_last)
     with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
         prediction = model(image, deep_supervision=True)
+    if not isinstance(prediction, Prediction):
+        found = f"{type(model).__name__}: returned a {type(prediction).__name__}"
+        raise ValueError(f"{found}; a model returns a Prediction, see docs/extend.md")
     prediction = _in_float32(prediction)
     loss = task_loss(prediction, batch, recipe)
     return loss if distillation is None else distillation(loss, prediction, image)

@@ -82,16 +82,32 @@ def create_model(
     `out_channels` is the width of the main head; `weights` a .safetensors file, loaded strictly, or
     the name of the dataset whose shipped weights to take ("mixed", "kvasir_seg", ...): the model is
     then in evaluation mode, ready to predict; `variants` are arguments of the model's class (see
-    `UltraSeg`) that replace the row's own. Raises ValueError for an unknown name or value and for
-    weights that are broken or of another model, TypeError for an unknown variant, FileNotFoundError
-    for weights that are not there.
+    `UltraSeg`) that replace the row's own. Raises ValueError for an unknown name or value, for
+    weights that are broken or of another model, and for a class that lacks what the study needs;
+    TypeError for an unknown variant, FileNotFoundError for weights that are not there.
     """
     info = find_model(name)
     _check_variants(info, variants)
-    model = info.build(out_channels=out_channels, **{**info.options, **variants})
+    model = _build(info, out_channels, {**info.options, **variants})
     if weights is not None:
         _load(model, find_weights(info.name, weights), info)
         model.eval()  # in training mode BatchNorm would take the statistics of the image
+    return model
+
+
+def _build(info: ModelInfo, out_channels: int, options: dict[str, Any]) -> nn.Module:
+    """Build a row's model; raise ValueError, with what is missing, where it cannot serve the study."""
+    missing = []
+    if "out_channels" not in inspect.signature(info.build).parameters:
+        missing.append("an argument out_channels")
+    else:
+        model = info.build(out_channels=out_channels, **options)
+        if "deep_supervision" not in inspect.signature(model.forward).parameters:
+            missing.append("forward(image, deep_supervision=False)")
+        if not isinstance(getattr(model, "stride", None), int):
+            missing.append("stride, an attribute")
+    if missing:
+        raise ValueError(f"{info.name}: its class lacks {', '.join(missing)}; see docs/extend.md")
     return model
 
 
