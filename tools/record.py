@@ -353,7 +353,9 @@ def choices(ledger: pd.DataFrame) -> str:
     """Return what the recipe, the protocol and the epochs are worth: the same model, the same images."""
     lead = {LEAD: ("Dice A − B (95 % interval)", READ[LEAD][1])}
     return as_markdown(
-        tables.choices_table(ledger), ["dataset", "title", "a", "b", LEAD], READ | lead
+        tables.choices_table(ledger),
+        ["dataset", "title", "a", "b", "seeds", LEAD, "verdict"],
+        READ | lead,
     )
 
 

@@ -229,7 +229,13 @@ def test_what_the_front_page_says_of_the_rest_is_true_of_the_record():
     strong = choices[choices["a"].str.startswith("strong")]
     assert len(strong) == 2
     assert (strong["difference"].abs() < 0.005).all()  # nothing
-    assert set(choices["seeds"]) == {1, 2}  # one seed or two on a side
+    by_paper = choices[choices["a"].str.startswith("paper")]
+    assert by_paper["dataset"].tolist() == ["cvc_clinicdb", "kvasir_seg"]
+    assert set(by_paper["seeds"]) == {3}
+    assert set(by_paper["verdict"]) == {"undecided"}
+    alone = summary.recipe_alone()
+    assert (alone["seeds"], alone["verdict"]) == (3, "differs")  # more than luck
+    assert alone["low"] > 0
     fps = 1000 / benchmark_figures.recorded_machines()["median, ms"].loc["float32"]
     assert (fps.loc[["OpenVINO", "own kernels"]] > 30).all(axis=None)  # with the right engine
     assert (fps.loc["plain PyTorch"] < 30).any()
