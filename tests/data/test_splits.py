@@ -163,6 +163,13 @@ def test_a_drawn_split_cuts_no_sequence_that_is_told():
     assert drawn["part"].value_counts()["test"] == 10
 
 
+def test_sequences_of_one_image_each_leave_the_draw_by_image_as_it_is():
+    table = table_of(30, ("C1", "C2")).assign(sequence="")
+    drawn = add_split(table, "clips")
+    alone = add_split(table.assign(sequence=table["image_id"]), "clips")
+    assert drawn["part"].equals(alone["part"])
+
+
 @pytest.mark.parametrize("untold", ["", np.nan, None])
 def test_a_grouped_split_needs_every_sequence(untold):
     table = clips([5, 5])

@@ -147,9 +147,9 @@ def add_split(table: pd.DataFrame, dataset: str, scheme: str = "random") -> pd.D
 
 
 def _draw(table: pd.DataFrame) -> pd.Series:
-    """Draw a split: by whole sequences where any are told, an image without one by itself."""
+    """Draw a split: by whole sequences where any holds several images, an image without one by itself."""
     told = table["sequence"] != ""
-    if not told.any():
+    if not table.loc[told, "sequence"].duplicated().any():
         return make_split(table)
     return make_grouped_split(
         table.assign(sequence=table["sequence"].where(told, table["image_id"]))
