@@ -41,10 +41,11 @@ def weights(tmp_path) -> Path:
     return path
 
 
-def trained(dataset: str, weights: Path, split: object = "abc") -> None:
+def trained(dataset: str, weights: Path, split: object = "abc", protocol: str = "clean") -> None:
     """Say in the run's ``config.json`` what the weights were trained on."""
-    inputs = {"images": {"size": 64}, "split": split}
-    weights.with_name("config.json").write_text(json.dumps({"dataset": dataset, "inputs": inputs}))
+    config = {"dataset": dataset, "protocol": protocol}
+    config["inputs"] = {"images": {"size": 64}, "split": split}
+    weights.with_name("config.json").write_text(json.dumps(config))
 
 
 def test_every_image_of_an_unseen_dataset_is_scored_and_whole_videos_are_drawn(clinic, weights):
@@ -73,13 +74,36 @@ def test_frames_without_a_polyp_tell_how_many_are_painted():
     assert "1 of 3" in evaluation.readable(evaluation.summarize(scores, probs, frames))
 
 
+def test_each_group_has_a_dice_per_batch_of_its_own(clinic):
+    frames = study.load_frames_of("my_clinic", study.load_profile("lite", image_size=64))
+    south = (frames.table["center"] == "site_1").to_numpy()
+    probs = np.where(south[:, None, None], frames.masks, 0).astype(np.uint8)
+    scores = study.score_frames("any", "my_clinic", frames, probs)
+    summary = evaluation.summarize(scores, probs, frames).set_index("of")["batch_pooled_dice"]
+    assert summary["center site_1"] == 1
+    assert summary["center site_0"] < 0.01
+    one = evaluation.summarize(scores[south], probs[south], frames.select(south))
+    assert one["of"].tolist() == ["all images"]  # one center: it is all
+    alone = evaluation.summarize(scores[:1], probs[:1], frames.select(np.arange(18) < 1))
+    assert "(one image or video: none)" in evaluation.readable(alone)
+
+
 def test_of_a_dataset_that_was_trained_on_the_test_part_is_scored(clinic, weights):
-    trained("my_clinic@p25", weights)
+    trained("my_clinic@p25", weights, study.split_of("my_clinic"))
     frames, note = evaluation.choose_frames("my_clinic", weights)
     whole = study.load_frames_of("my_clinic", study.load_profile("lite", image_size=64))
     assert frames.table["image_id"].tolist() == whole.part("test").table["image_id"].tolist()
     assert 0 < len(frames) < 18
-    assert note.startswith("the test part")
+    assert note == "the test part: the weights were trained on the rest"
+    trained("my_clinic", weights, study.split_of("my_clinic"), "released")
+    assert "their epoch was picked on it" in evaluation.choose_frames("my_clinic", weights)[1]
+
+
+def test_where_the_split_is_no_longer_the_one_of_the_training_nothing_is_scored(clinic, weights):
+    trained("my_clinic", weights, study.split_of("my_clinic"))
+    (clinic / "table.csv").unlink()  # now drawn by image
+    with pytest.raises(ValueError, match=r"my_clinic: is split otherwise now .* restore it"):
+        evaluation.choose_frames("my_clinic", weights)
 
 
 def test_weights_that_tell_nothing_are_scored_on_all_and_so_it_is_said(clinic, weights):
@@ -92,7 +116,12 @@ def test_weights_that_tell_nothing_are_scored_on_all_and_so_it_is_said(clinic, w
 
 def test_the_mixed_set_is_what_was_there(weights):
     trained("mixed", weights, {"kvasir_seg": "abc", "polypdb": None})
-    assert trained_on(weights).datasets == {"kvasir_seg"}
+    assert trained_on(weights).splits == {"kvasir_seg": "abc"}
+    with pytest.raises(ValueError, match="trained on kvasir_seg; name that"):
+        evaluation.choose_frames("kvasir_seg@sequence", weights)
+    for name in ("mixed", "mixed@p25"):
+        with pytest.raises(ValueError, match="is several datasets; name one"):
+            evaluation.choose_frames(name, weights)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +159,13 @@ def test_an_evaluation_replaces_nothing_but_an_earlier_one(clinic, weights, tmp_
     assert main([*words, str(tmp_path / "one")]) == 2
     assert "is there already; name another folder or give --force" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "one"), "--force"]) == 0
-    assert main([*words, str(clinic), "--force"]) == 2
-    assert "holds no evaluation to replace" in capsys.readouterr().err
+    (tmp_path / "one/notes.txt").write_text("mine")
+    for folder in (clinic, tmp_path / "one"):
+        assert main([*words, str(folder), "--force"]) == 2
+        assert "holds other things than an evaluation" in capsys.readouterr().err
     assert (clinic / "table.csv").exists()
+    (tmp_path / "empty").mkdir()
+    assert main([*words, str(tmp_path / "empty")]) == 0
 
 
 def test_on_real_images_the_record_comes_back(real_data, tmp_path, monkeypatch):

@@ -494,7 +494,8 @@ def _point_to(dataset: str) -> str:
     """Return a dataset's name; where its folder is given, make that the data folder first."""
     from ultraseg_lib.data import look_for_datasets
 
-    if not Path(dataset).is_dir():
+    is_name = os.sep not in dataset and "ULTRASEG_DATA" in os.environ
+    if is_name or not Path(dataset).is_dir():
         return dataset
     os.environ["ULTRASEG_DATA"] = str(Path(dataset).resolve())
     found = list(look_for_datasets(Path(dataset).resolve()))

@@ -13,7 +13,7 @@ from ultraseg_lib.data import Frames, catalog, dataset_title
 from ultraseg_lib.paths import whole_folder, write_json
 from ultraseg_lib.provenance import provenance
 from ultraseg_lib.report.tables import LEVELS, READ, levels, shown
-from ultraseg_lib.study import batch_dice, load_frames_of, load_profile, score_frames
+from ultraseg_lib.study import batch_dice, load_frames_of, load_profile, score_frames, split_of
 from ultraseg_lib.training import pick_device, predict_probs
 from ultraseg_lib.variants import build_model
 from ultraseg_lib.weights import trained_on, trained_size
@@ -24,6 +24,7 @@ HEADINGS = READ | {
     "of": ("of", "{}"),
     "false_alarms polyp_free": ("painted, of those without polyp", "{} of {}"),
 }
+WRITTEN = {"scores.csv", "summary.csv", "config.json"}
 PORTION = 64  # images between two steps of the progress bar
 
 
@@ -43,13 +44,15 @@ def choose_frames(dataset: str, weights: Path) -> tuple[Frames, str]:
     `load_frames_of` raises.
     """
     trained, name = trained_on(weights), dataset.partition("@")[0]
-    seen = set() if trained is None else trained.datasets
+    if name == "mixed":
+        raise ValueError(f"{dataset}: is several datasets; name one of them")
+    seen = {} if trained is None else trained.splits
     split = name if trained is None or trained.name == "mixed" else trained.name
     if name in seen and dataset != split:
         raise ValueError(
             f"{dataset}: the weights were trained on {split}; name that, for its test part"
         )
-    shared = seen & set(catalog().get(name, {}).get("overlaps", ()))
+    shared = seen.keys() & set(catalog().get(name, {}).get("overlaps", ()))
     if shared:
         raise ValueError(
             f"{dataset}: shares images with {', '.join(sorted(shared))}, on which the weights were"
@@ -57,7 +60,14 @@ def choose_frames(dataset: str, weights: Path) -> tuple[Frames, str]:
         )
     frames = load_frames_of(dataset, load_profile("lite", image_size=trained_size(weights)))
     if name in seen:
-        return frames.part("test"), "the test part: the weights were trained on the rest"
+        if seen[name] != split_of(dataset):
+            raise ValueError(
+                f"{dataset}: is split otherwise now (images or table.csv changed) than when the weights"
+                " were trained, so no part is known to be unseen; restore it, or train anew"
+            )
+        by_test = ", and their epoch was picked on it" if trained.protocol == "released" else ""
+        note = f"the test part: the weights were trained on the rest{by_test}"
+        return frames.part("test"), note
     if trained is None:
         return frames, "all images; nothing tells what the weights were trained on"
     return frames, f"all images; the weights were trained on {dataset_title(trained.name)}"
@@ -101,7 +111,8 @@ def evaluate(model: str, weights: Path, dataset: str) -> Evaluation:
 
 def readable(summary: pd.DataFrame) -> str:
     """Return a summary as text."""
-    return shown(summary, SUMMARY, HEADINGS).to_string(index=False)
+    text = shown(summary, SUMMARY, HEADINGS).to_string(index=False)
+    return text.replace("(nan to nan)", "(one image or video: none)")
 
 
 def write(evaluation: Evaluation, model: str, weights: Path, dataset: str, folder: Path) -> None:
@@ -120,11 +131,10 @@ def write(evaluation: Evaluation, model: str, weights: Path, dataset: str, folde
 
 def check_folder(folder: Path, force: bool) -> None:
     """Raise ValueError where a folder is there already, unless ``force`` may replace what it holds."""
-    if not folder.exists():
-        return
-    if not force:
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or not found <= WRITTEN:
+        raise ValueError(f"{folder}: holds other things than an evaluation; name another folder")
+    if found and not force:
         raise ValueError(
             f"{folder}: is there already; name another folder or give --force to replace it"
         )
-    if not (folder / "summary.csv").exists():
-        raise ValueError(f"{folder}: holds no evaluation to replace; name another folder")

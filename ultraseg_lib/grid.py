@@ -6,6 +6,7 @@ A run is model × training set × recipe × protocol × epochs × seed within a 
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from ultraseg_lib import data
-from ultraseg_lib.choices import check_choice
+from ultraseg_lib.choices import check_choice, did_you_mean
 from ultraseg_lib.data.splits import EXTERNAL, MIXED, schemes
 from ultraseg_lib.paths import PROFILES, data_dir, outputs_dir
 from ultraseg_lib.training import RECIPES, Recipe
@@ -92,7 +93,7 @@ class Run:
                     f"{axis}: {getattr(self, axis)!r} holds a hyphen, which parts the names of a run;"
                     " give it an underscore"
                 )
-        if variant.recipe and not _effects(self.model, self.recipe):
+        if variant.recipe and not variant.model and not _effects(self.model, self.recipe):
             raise ValueError(
                 f"{self.model}: this variant changes nothing of recipe {self.recipe} for this model;"
                 " take the plain model, or another recipe"
@@ -213,9 +214,11 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     for grid in ("main", *grids):
         plan_runs(profile, grid)  # raises for unknown names
     for dataset in profile.tested:
-        if dataset not in data.catalog():
-            known = (*data.catalog(), *sorted(datasets_there()))
-            check_choice(f"profile {name}, tested: dataset", dataset, known)
+        if dataset not in data.catalog() and dataset not in (there := datasets_there()):
+            hint = did_you_mean(dataset, (*data.catalog(), *there))
+            warnings.warn(
+                f"profile {name} tests on {dataset}, which is not here{hint}", stacklevel=2
+            )
     return profile
 
 

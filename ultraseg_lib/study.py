@@ -143,7 +143,7 @@ def training_parts(frames: Frames, protocol: str) -> tuple[Frames, Frames]:
         if part not in parts:
             raise ValueError(
                 f"{frames.table['dataset'].iloc[0]}: of {len(frames)} images none falls to its part"
-                f" {part!r}; add images"
+                f" {part!r}; add images (a video that is told stays in one part)"
                 + (", or give --protocol released" if part == "val" and "test" in parts else "")
             )
     if released:

@@ -56,20 +56,23 @@ def find_weights(model: str, weights: str | Path | None = None) -> Path:
 
 
 class Training(NamedTuple):
-    """What weights were trained on: the name (as in `grid.Run`), and the datasets in it."""
+    """What weights were trained on: the name (as in `grid.Run`), by dataset its split, the protocol."""
 
     name: str
-    datasets: frozenset[str]
+    splits: dict[str, str | None]
+    protocol: str
 
 
 def trained_on(weights: Path) -> Training | None:
     """Return what the run of a weights file was trained on; None where no run's files lie beside it."""
     try:
         config = json.loads(weights.with_name("config.json").read_text(encoding="utf-8"))
-        name, _ = split_share(config["dataset"])
-        if name != "mixed":
-            return Training(name, frozenset({name.partition("@")[0]}))
-        return Training(name, frozenset(k for k, v in config["inputs"]["split"].items() if v))
+        (name, _), split = split_share(config["dataset"]), config["inputs"]["split"]
+        if name == "mixed":
+            splits = {each: found for each, found in split.items() if found}
+        else:
+            splits = {name.partition("@")[0]: split}
+        return Training(name, splits, config["protocol"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
         return None
 

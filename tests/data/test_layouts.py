@@ -385,10 +385,19 @@ def own_clinic(root: Path, table: str, names: tuple[str, ...] = ("a", "b")) -> P
 
 
 def test_a_table_tells_center_modality_and_sequence(tmp_path):
-    own_clinic(tmp_path, "sequence,image_id,center,note\nv2,b, north ,x\nv1,a,,y\nv9,more,,\n")
+    text = "sequence, image_id,center,note\nv2,b , north ,x\nv1,a,,y\nv9,more,,\n,,,\n,,,\n"
+    own_clinic(tmp_path, text)
     table = find_dataset("my_clinic", tmp_path).table
     told = table[["image_id", "center", "modality", "sequence"]].to_numpy().tolist()
     assert told == [["a", "", "", "v1"], ["b", "north", "", "v2"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["image_id,center\na,x,\nb,y,\n", "image_id,center\ne\u0301,x\na,y\nb,y\n"]
+)
+def test_commas_at_line_ends_and_letters_in_two_parts_do_no_harm(tmp_path, text):
+    own_clinic(tmp_path, text, ("a", "b", "\u00e9") if "\u0301" in text else ("a", "b"))
+    assert set(find_dataset("my_clinic", tmp_path).table["center"]) == {"x", "y"}
 
 
 def test_an_edited_table_is_read_anew(tmp_path):

@@ -154,6 +154,19 @@ def test_where_no_sequence_is_small_enough_the_first_of_the_smallest_is_taken():
     assert parts.value_counts().to_dict() == {"train": 24, "test": 4, "val": 3}
 
 
+@pytest.mark.parametrize(
+    ("lengths", "parts"),
+    [
+        ([10], {"train": 10}),
+        ([10, 10], {"train": 10, "test": 10}),
+        ([100, 5], {"train": 100, "test": 5}),
+        ([50, 50, 50], {"train": 50, "test": 50, "val": 50}),
+    ],
+)
+def test_of_few_sequences_one_stays_for_training(lengths, parts):
+    assert make_grouped_split(clips(lengths)).value_counts().to_dict() == parts
+
+
 def test_a_drawn_split_cuts_no_sequence_that_is_told():
     table = clips([1] * 10 + [5] * 8).assign(center="", modality="")
     table.loc[:9, "sequence"] = ""  # ten images each by itself

@@ -136,7 +136,9 @@ class TestEveryModel:
         assert not torch.equal(states[0], states[2])
 
     def test_logits_are_the_stored_ones(self, name) -> None:
-        stored = json.loads(STORED.read_text())[name]
+        stored = json.loads(STORED.read_text()).get(name)
+        if stored is None:
+            pytest.skip("a model of one's own, of which no logits are stored")
         np.testing.assert_allclose(known_logits(name), stored, rtol=1e-4, atol=1e-4)
 
     def test_another_size_is_refused(self, model) -> None:

@@ -255,10 +255,12 @@ def _tell(tree: _Tree) -> None:
     if not path.is_file():
         return
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (ValueError, OSError) as error:  # not text, no table, not readable
         tree.problems.append(f"{path}: cannot be read ({error}); mend or remove it")
         return
+    table.columns = table.columns.str.strip()
+    table = table.apply(lambda column: column.str.strip())
     columns = [column for column in TOLD if column in table]
     if "image_id" not in table or not columns:
         tree.problems.append(
@@ -266,7 +268,8 @@ def _tell(tree: _Tree) -> None:
             f" ending) and any of {', '.join(TOLD)}, or another name for this file"
         )
         return
-    table.index = [unicodedata.normalize("NFC", name) for name in table.pop("image_id")]
+    table = table[table["image_id"] != ""]  # a spreadsheet's empty lines
+    table.index = [unicodedata.normalize("NFC", name) for name in table["image_id"]]
     untold = [row["image_id"] for row in tree.rows if row["image_id"] not in table.index]
     twice = table.index[table.index.duplicated()]
     for names, fault in ((untold, "does not name"), (twice, "names more than once")):
@@ -274,7 +277,7 @@ def _tell(tree: _Tree) -> None:
             tree.problems.append(f"{path}: {fault} {len(names)} images (for example {names[0]})")
             return
     for row in tree.rows:
-        row |= table.loc[row["image_id"], columns].str.strip()
+        row |= table.loc[row["image_id"], columns]
 
 
 @cache

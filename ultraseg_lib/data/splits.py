@@ -51,8 +51,10 @@ def make_split(table: pd.DataFrame, seed: int = 0) -> pd.Series:
 def _first_groups(sizes: pd.Series, share: float, seed: int) -> list[str]:
     """Return groups, drawn by rank, each taken if it still fits into ``share`` of all images.
 
-    Where none does, the first of the smallest.
+    Where none does, the first of the smallest. Of a single group none: it stays for training.
     """
+    if len(sizes) < 2:
+        return []
     room, taken = max(round(share * sizes.sum()), sizes.min()), []
     for name in sorted(sizes.index, key=lambda group: _rank(str(group), seed)):
         if sizes[name] <= room:
@@ -62,7 +64,7 @@ def _first_groups(sizes: pd.Series, share: float, seed: int) -> list[str]:
 
 
 def make_grouped_split(table: pd.DataFrame, seed: int = 0) -> pd.Series:
-    """Draw a split in which every sequence stands in one part: about 80 % train, 20 % test.
+    """Draw a split in which every sequence stands in one part: about 80 % train, 20 % test, if they are many.
 
     Frames of one sequence show one polyp, so a frame split trains on what it tests. About a tenth
     of the frames that are not tested are val, in whole sequences too. (CVC-ClinicDB's 29 sequences
@@ -128,8 +130,9 @@ def committed_hash(dataset: str, scheme: str = "random") -> str | None:
 def add_split(table: pd.DataFrame, dataset: str, scheme: str = "random") -> pd.DataFrame:
     """Return ``table`` with a ``part`` column from the committed split, or a drawn one where none is.
 
-    Where none is and the table tells sequences, these are drawn whole. Raises DataError when the committed split names other images than the folder holds, and for a
-    scheme other than "random" of which no split is committed.
+    Where none is and the table tells sequences, these are drawn whole. Raises DataError when the
+    committed split names other images than the folder holds, and for a scheme other than "random"
+    of which no split is committed.
     """
     path = split_path(dataset, scheme)
     if scheme != "random" and not path.exists():
