@@ -130,6 +130,7 @@ def test_the_mixed_set_is_what_was_there(weights):
         ("my_clinic@center_site_0", "my_clinic", "trained on my_clinic@center_site_0; name that"),
         ("my_clinic", "my_clinic@sequence", "trained on my_clinic; name that"),
         ("kvasir_seg", "pranet_train", "shares images with kvasir_seg"),
+        ("pranet_train", "kvasir_seg", "shares images with pranet_train"),
     ],
 )
 def test_no_image_is_scored_that_may_have_been_trained_on(clinic, weights, on, dataset, told):

@@ -490,6 +490,32 @@ def command_predict(args: argparse.Namespace) -> int:
     return 130 if outcome.stopped and not is_live else int(bool(outcome.bad))
 
 
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="ultraseg_130k", help="default: ultraseg_130k")
+    parser.add_argument(
+        "--weights", metavar="FILE|NAME",
+        help="a .safetensors file, or the data set of a reference run (default: mixed if there)",
+    )  # fmt: skip
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="image, folder of images, video, or camera:0")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR",
+        help="gets masks, overlays/ and measurements.csv",
+    )  # fmt: skip
+    _add_weights(parser)
+    parser.add_argument(
+        "--backend",
+        help="default: the fastest that is installed; with :bfloat16 behind openvino or native in fewer digits",
+    )
+    parser.add_argument("--threads", type=_at_least_one, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after N frames")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an earlier run's results in DIR"
+    )
+
+
 def _point_to(dataset: str) -> str:
     """Return a dataset's name; where its folder is given, make that the data folder first."""
     from ultraseg_lib.data import look_for_datasets
@@ -527,38 +553,12 @@ def command_evaluate(args: argparse.Namespace) -> int:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=_name, help="its name, as `data` lists it, or its folder")
-    parser.add_argument("--model", default="ultraseg_130k", help="default: ultraseg_130k")
-    parser.add_argument(
-        "--weights", metavar="FILE|NAME",
-        help="a .safetensors file, or the data set of a reference run (default: mixed if there)",
-    )  # fmt: skip
+    _add_weights(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR",
         help="gets scores.csv, summary.csv, config.json (default: outputs/evaluated/MODEL-DATASET)",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an earlier evaluation in DIR")
-
-
-def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="image, folder of images, video, or camera:0")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR",
-        help="gets masks, overlays/ and measurements.csv",
-    )  # fmt: skip
-    parser.add_argument("--model", default="ultraseg_130k", help="default: ultraseg_130k")
-    parser.add_argument(
-        "--weights", metavar="FILE|NAME",
-        help="a .safetensors file, or the data set of a reference run (default: mixed if there)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--backend",
-        help="default: the fastest that is installed; with :bfloat16 behind openvino or native in fewer digits",
-    )
-    parser.add_argument("--threads", type=_at_least_one, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after N frames")
-    parser.add_argument(
-        "--force", action="store_true", help="replace an earlier run's results in DIR"
-    )
 
 
 def command_teach(args: argparse.Namespace) -> int:

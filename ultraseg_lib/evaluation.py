@@ -16,7 +16,7 @@ from ultraseg_lib.report.tables import LEVELS, READ, levels, shown
 from ultraseg_lib.study import batch_dice, load_frames_of, load_profile, score_frames, split_of
 from ultraseg_lib.training import pick_device, predict_probs
 from ultraseg_lib.variants import build_model
-from ultraseg_lib.weights import trained_on, trained_size
+from ultraseg_lib.weights import Training, trained_on, trained_size
 
 ALL = "all images"
 SUMMARY = ("of", "images", "dice dice_low dice_high", *LEVELS[1:], "false_alarms polyp_free")
@@ -36,41 +36,48 @@ class Evaluation(NamedTuple):
     note: str
 
 
-def choose_frames(dataset: str, weights: Path) -> tuple[Frames, str]:
-    """Return the images of a dataset that weights have not seen, at their size, and which these are.
-
-    All, or the test part where the weights were trained on the rest. Raises ValueError where they
-    were trained on another selection of it, so that no part is known to be unseen, and what
-    `load_frames_of` raises.
-    """
-    trained, name = trained_on(weights), dataset.partition("@")[0]
-    if name == "mixed":
-        raise ValueError(f"{dataset}: is several datasets; name one of them")
-    seen = {} if trained is None else trained.splits
-    split = name if trained is None or trained.name == "mixed" else trained.name
-    if name in seen and dataset != split:
+def _check_unseen(dataset: str, trained: Training) -> None:
+    """Raise ValueError where a dataset may hold images that were trained on, and no part that was not."""
+    name = dataset.partition("@")[0]
+    own = name if trained.name == "mixed" else trained.name
+    if name in trained.splits and dataset != own:
         raise ValueError(
-            f"{dataset}: the weights were trained on {split}; name that, for its test part"
+            f"{dataset}: the weights were trained on {own}; name that, for its test part"
         )
-    shared = seen.keys() & set(catalog().get(name, {}).get("overlaps", ()))
+    if name in trained.splits and trained.splits[name] != split_of(dataset):
+        raise ValueError(
+            f"{dataset}: is split otherwise now (images or table.csv changed) than when the weights"
+            " were trained, so no part is known to be unseen; restore it, or train anew"
+        )
+    overlaps = {
+        each: catalog().get(each, {}).get("overlaps", ()) for each in (name, *trained.splits)
+    }
+    shared = [e for e in trained.splits if e in overlaps[name] or name in overlaps[e]]
     if shared:
         raise ValueError(
             f"{dataset}: shares images with {', '.join(sorted(shared))}, on which the weights were"
             " trained; no score would be of new images"
         )
+
+
+def choose_frames(dataset: str, weights: Path) -> tuple[Frames, str]:
+    """Return the images of a dataset that weights have not seen, at their size, and which these are.
+
+    All, or the test part where the weights were trained on the rest. Raises ValueError where no
+    part is known to be unseen, and what `load_frames_of` raises.
+    """
+    trained, name = trained_on(weights), dataset.partition("@")[0]
+    if name == "mixed":
+        raise ValueError(f"{dataset}: is several datasets; name one of them")
+    if trained is not None:
+        _check_unseen(dataset, trained)
     frames = load_frames_of(dataset, load_profile("lite", image_size=trained_size(weights)))
-    if name in seen:
-        if seen[name] != split_of(dataset):
-            raise ValueError(
-                f"{dataset}: is split otherwise now (images or table.csv changed) than when the weights"
-                " were trained, so no part is known to be unseen; restore it, or train anew"
-            )
-        by_test = ", and their epoch was picked on it" if trained.protocol == "released" else ""
-        note = f"the test part: the weights were trained on the rest{by_test}"
-        return frames.part("test"), note
     if trained is None:
         return frames, "all images; nothing tells what the weights were trained on"
-    return frames, f"all images; the weights were trained on {dataset_title(trained.name)}"
+    if name not in trained.splits:
+        return frames, f"all images; the weights were trained on {dataset_title(trained.name)}"
+    by_test = ", and their epoch was picked on it" if trained.protocol == "released" else ""
+    return frames.part("test"), f"the test part: the weights were trained on the rest{by_test}"
 
 
 def summarize(scores: pd.DataFrame, probs: np.ndarray, frames: Frames) -> pd.DataFrame:

@@ -213,13 +213,19 @@ def load_profile(name: str, **overrides: Any) -> Profile:
         raise ValueError(f"seeds: found {min(profile.seeds)}; give 0 or more")
     for grid in ("main", *grids):
         plan_runs(profile, grid)  # raises for unknown names
-    for dataset in profile.tested:
-        if dataset not in data.catalog() and dataset not in (there := datasets_there()):
-            hint = did_you_mean(dataset, (*data.catalog(), *there))
-            warnings.warn(
-                f"profile {name} tests on {dataset}, which is not here{hint}", stacklevel=2
-            )
+    _tell_untested(profile)
     return profile
+
+
+def _tell_untested(profile: Profile) -> None:
+    """Warn of each dataset under ``tested`` that is neither of the catalog nor here: perhaps misspelt."""
+    own = set(profile.tested) - set(data.catalog())
+    known = {*data.catalog(), *(datasets_there() if own else ())}
+    for dataset in sorted(own - known):
+        hint = did_you_mean(dataset, known)
+        warnings.warn(
+            f"profile {profile.name} tests on {dataset}, which is not here{hint}", stacklevel=3
+        )
 
 
 def _product(profile: Profile, **changes: Any) -> list[Run]:

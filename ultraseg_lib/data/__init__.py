@@ -57,9 +57,7 @@ def told_sequences(name: str) -> Mapping[str, str]:
     if name in catalog() or not data_dir().is_dir():
         return sequences(name)
     own = look_for_datasets(data_dir()).get(name)
-    return (
-        {} if own is None else dict(zip(own.table["image_id"], own.table["sequence"], strict=True))
-    )
+    return {} if own is None else own.table.set_index("image_id")["sequence"].to_dict()
 
 
 def load_dataset(name: str, size: int, scheme: str = "random") -> Frames:
